@@ -1,0 +1,1 @@
+"""Importers: other people's results to cells."""

@@ -1,0 +1,39 @@
+"""What a person names on the command line, turned into cells: bundled names, measurement files, tables."""
+
+import tomllib
+from pathlib import Path
+
+import xarray as xr
+
+from bayesqid import bundled, cells, files, measurements
+from bayesqid.errors import BadInput
+from bayesqid.importers import tables
+
+# bundled name -> file in data/
+BUNDLED = {"atlas": "published_qid.csv", "tiny": "tiny.nc"}
+
+
+def read_toml(path: Path) -> dict:
+    """A TOML file as a dict; `BadInput` when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: name an existing TOML file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not valid TOML ({error}): mend that line.") from error
+
+
+def read_cells(name: str) -> xr.Dataset:
+    """Cells of a bundled name, a measurement file (.nc) or a table (.csv)."""
+    path = bundled.data_dir() / BUNDLED[name] if name in BUNDLED else Path(name)
+    if not path.is_file():
+        known = ", ".join(BUNDLED)
+        raise BadInput(f"There is no data {name!r}: give a measurement file, a CSV table, or a bundled name ({known}).")
+    source = {"name": name, "sha256": files.sha256_file(path)}
+    if path.suffix == ".csv":
+        return cells.from_table(tables.read_table(path), source)
+    data = files.open_dataset(path)
+    if data.attrs.get("schema") != measurements.SCHEMA:
+        found = data.attrs.get("schema")
+        raise BadInput(f"{path} has schema {found!r}, not {measurements.SCHEMA}: give a file that `measure` wrote.")
+    return cells.from_measurements(data, source)

@@ -1,0 +1,294 @@
+"""Suites: which checkpoints, which recipes, which text; one TOML file each, expanded the same way every time.
+
+D is always step x tokens per step or an explicit table: labels on the hub are rounded and sometimes wrong.
+"""
+
+import difflib
+import fnmatch
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bayesqid import bundled
+from bayesqid.errors import BadInput
+
+PHASES = ("constant", "decaying", "annealed", "unknown")
+ANNEALED = 0.999  # share of the decay done: the last public checkpoint often lies a step before the end
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model at a revision: sizes in parameters, tokens seen, where it stands in its learning-rate schedule.
+
+    `hub` is a hub id or a folder; `lr_fraction` is the learning rate over its run's peak (NaN: unknown);
+    `excluded` says why it must not be measured; `status` which of these facts were verified or derived.
+    """
+
+    family: str
+    model: str
+    hub: str
+    revision: str
+    n_params: int
+    n_params_nonembedding: int
+    train_tokens: int
+    lr_phase: str
+    lr_fraction: float
+    vocab_size: int | None = None
+    seed: int | None = None
+    excluded: str | None = None
+    status: str = ""
+    sha256: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Name in every file: family/model@revision."""
+        return f"{self.family}/{self.model}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Files of evaluation and calibration documents, tokens per window, the tokenizer's folder if shared."""
+
+    evaluation: str
+    calibration: str
+    context: int
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Checkpoints, recipes (text form) and text of one manifest, with what its facts rest on."""
+
+    name: str
+    title: str
+    checkpoints: tuple[Checkpoint, ...]
+    recipes: tuple[str, ...]
+    text: Text
+    source: Path
+    notes: tuple[str, ...] = ()
+    schedules: tuple[tuple[str, str], ...] = ()
+    exclusions: tuple[tuple[str, str], ...] = ()
+
+
+_NUMBER = (int, float)
+# table of the manifest -> key -> (type, whether it must be there)
+_KEYS: dict[str, dict[str, tuple[Any, bool]]] = {
+    "": {"name": (str, True), "title": (str, True), "recipes": (list, True), "text": (dict, True),
+         "notes": (list, False), "checkpoints": (str, False), "schedule": (dict, False),
+         "model": (list, False), "run": (list, False), "exclude": (list, False)},
+    "text": {"evaluation": (str, True), "calibration": (str, True), "context": (int, True),
+             "tokenizer": (str, False)},
+    "schedule": {"kind": (str, True), "unit": (str, False), "warmup": (_NUMBER, False),
+                 "end": (_NUMBER, False), "floor": (_NUMBER, False), "decay_start": (_NUMBER, False),
+                 "status": (str, True)},
+    "model": {"hub": (str, True), "n_params": (int, True), "n_params_nonembedding": (int, True),
+              "vocab_size": (int, True), "tokens_per_step": (int, True), "last": (int, False),
+              "every": (int, False), "schedule": (str, False), "status": (str, True)},
+    "run": {"family": (str, True), "suffix": (str, False), "revision": (str, True), "steps": (dict, True),
+            "schedule": (str, True), "models": (list, False), "seeds": (list, False), "status": (str, False)},
+    "steps": {"list": (list, False), "ends": (list, False), "start": (int, False), "stop": (int, False),
+              "every": (int, False)},
+    "exclude": {"hub": (str, True), "steps": (dict, True), "reason": (str, True), "source": (str, True)},
+}  # fmt: skip
+
+# kind -> (keys it needs, in words)
+KINDS = {
+    "constant": ((), "constant after warm-up"),
+    "cosine": (("end", "floor"), "cosine to {floor:g} of the peak at {unit} {end:,.0f}"),
+    "linear": (("end", "floor", "decay_start"),
+               "constant, then linear from {unit} {decay_start:,.0f} to {floor:g} of the peak at {end:,.0f}"),
+    "cooldown": ((), "constant, then linear to 0 at the end of each branch"),
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """Names of the suites that ship with bayesqid."""
+    return sorted(path.stem for path in bundled.models_dir().glob("*.toml"))
+
+
+def load(name_or_path: str | Path) -> Suite:
+    """Suite of a bundled name or a TOML file; BadInput names file and key where the manifest is wrong."""
+    text = str(name_or_path)
+    if text in names():
+        return _load(bundled.models_dir() / f"{text}.toml")
+    path = Path(text)
+    if path.suffix == ".toml" and path.is_file():
+        return _load(path.resolve())
+    near = difflib.get_close_matches(text, names(), n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise BadInput(f"There is no suite {text!r}: name one of {', '.join(names())}, or a TOML file.{hint}")
+
+
+def _load(path: Path) -> Suite:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise BadInput(f"{path.name} is not valid TOML: {fault}.") from None
+    _check(raw, path.name)
+    folder = path.parent
+    text = raw["text"]
+    places = {
+        key: str(folder / text[key]) for key in ("evaluation", "calibration", "tokenizer") if key in text
+    }
+    schedules = raw.get("schedule", {})
+    listed = _listed(folder / raw["checkpoints"], folder) if "checkpoints" in raw else ()
+    return Suite(
+        name=raw["name"],
+        title=raw["title"],
+        checkpoints=listed + _generated(raw, path.name),
+        recipes=tuple(raw["recipes"]),
+        text=Text(context=text["context"], **places),
+        source=path,
+        notes=tuple(raw.get("notes", ())),
+        schedules=tuple((f"{name}: {_in_words(s)}", s["status"]) for name, s in schedules.items()),
+        exclusions=tuple((f"{e['hub']}: {e['reason']}", e["source"]) for e in raw.get("exclude", ())),
+    )
+
+
+def _check(raw: dict, file: str) -> None:
+    _check_table(raw, "", file, "the top")
+    _check_table(raw["text"], "text", file, "[text]")
+    for name, schedule in raw.get("schedule", {}).items():
+        where = f"[schedule.{name}]"
+        _check_table(schedule, "schedule", file, where)
+        if schedule["kind"] not in KINDS:
+            raise BadInput(f"{file}, {where}: kind {schedule['kind']!r} is none of {', '.join(KINDS)}.")
+        for key in KINDS[schedule["kind"]][0]:
+            if key not in schedule:
+                raise BadInput(
+                    f"{file}, {where}: a schedule of kind {schedule['kind']} needs the key {key!r}."
+                )
+    for kind in ("model", "run", "exclude"):
+        for number, table in enumerate(raw.get(kind, ()), 1):
+            _check_table(table, kind, file, f"[[{kind}]] {number}")
+            if "steps" in table:
+                _check_table(table["steps"], "steps", file, f"steps of [[{kind}]] {number}")
+    used = [t["schedule"] for kind in ("model", "run") for t in raw.get(kind, ()) if "schedule" in t]
+    for name in used:
+        if name not in raw.get("schedule", {}):
+            raise BadInput(f"{file} uses the schedule {name!r} but has no table [schedule.{name}].")
+
+
+def _check_table(table: Any, kind: str, file: str, where: str) -> None:
+    keys = _KEYS[kind]
+    if not isinstance(table, dict):
+        raise BadInput(f"{file}, {where}: expected a table, found {table!r:.40}.")
+    for key, value in table.items():
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
+            raise BadInput(f"{file}, {where}: unknown key {key!r}; the closest known one is {near!r}.")
+        expected = keys[key][0]
+        if not isinstance(value, expected) or isinstance(value, bool):
+            kinds = expected if isinstance(expected, tuple) else (expected,)
+            words = " or ".join(k.__name__ for k in kinds)
+            raise BadInput(f"{file}, {where}: {key} must be of type {words}, not {value!r:.40}.")
+    missing = [key for key, (_, needed) in keys.items() if needed and key not in table]
+    if missing:
+        raise BadInput(f"{file}, {where}: the key {missing[0]!r} is missing.")
+
+
+def _listed(table: Path, folder: Path) -> tuple[Checkpoint, ...]:
+    """Checkpoints of an explicit table: JSON, one object per checkpoint, paths relative to the manifest."""
+    if not table.is_file():
+        raise BadInput(f"The suite's table of checkpoints {table} is missing: restore or rebuild it.")
+    fields = ("family", "model", "revision", "n_params", "n_params_nonembedding", "train_tokens", "lr_phase",
+              "lr_fraction", "vocab_size", "seed", "sha256")  # fmt: skip
+    try:
+        rows = json.loads(table.read_text(encoding="utf-8"))
+        return tuple(
+            Checkpoint(
+                hub=str(folder / row["path"]), status="trained here", **{key: row[key] for key in fields}
+            )
+            for row in rows
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as fault:
+        raise BadInput(f"{table.name} is no table of checkpoints: {fault!r}.") from None
+
+
+def _generated(raw: dict, file: str) -> tuple[Checkpoint, ...]:
+    made = []
+    for run in raw.get("run", ()):
+        for model in raw.get("model", ()):
+            base = model["hub"].rsplit("/", 1)[-1]
+            if "models" not in run or base in run["models"]:
+                for seed in run.get("seeds", (None,)):
+                    made += _of_run(raw, run, model, seed, file)
+    return tuple(made)
+
+
+def _of_run(raw: dict, run: dict, model: dict, seed: int | None, file: str) -> list[Checkpoint]:
+    hub = model["hub"] + run.get("suffix", "").format(seed=seed)
+    rate = raw["schedule"][model.get("schedule", run["schedule"])]
+    per_step = model["tokens_per_step"]
+    status = "; ".join(filter(None, (model["status"], run.get("status", ""), f"schedule {rate['status']}")))
+    faults = [e for e in raw.get("exclude", ()) if fnmatch.fnmatch(hub, e["hub"])]
+    reasons = {step: e["reason"] for e in reversed(faults) for step in _steps(e["steps"], {})}
+    ends = dict(zip(run["steps"].get("list", ()), run["steps"].get("ends", ()), strict=False))
+    made = []
+    for step in _steps(run["steps"], model):
+        end = ends.get(step, step)
+        tokens = end * per_step
+        phase, fraction = lr_at(rate, step, tokens, branch=step in ends)
+        try:
+            revision = run["revision"].format(step=step, end=end, billions=math.ceil(tokens / 1e9), seed=seed)
+        except (KeyError, ValueError, IndexError) as fault:
+            raise BadInput(f"{file}: revision {run['revision']!r} cannot be filled in ({fault!r}).") from None
+        made.append(
+            Checkpoint(
+                family=run["family"],
+                model=hub.rsplit("/", 1)[-1],
+                hub=hub,
+                revision=revision,
+                n_params=model["n_params"],
+                n_params_nonembedding=model["n_params_nonembedding"],
+                train_tokens=tokens,
+                lr_phase=phase,
+                lr_fraction=fraction,
+                vocab_size=model["vocab_size"],
+                seed=seed,
+                excluded=reasons.get(step, None if tokens > 0 else "untrained: no tokens seen"),
+                status=status,
+            )
+        )
+    return made
+
+
+def _steps(spec: dict, model: dict) -> list[int]:
+    """Steps listed one by one, then those at regular distance; a model's own `every` and `last` overrule."""
+    steps = list(spec.get("list", ()))
+    if "start" in spec:
+        every = model.get("every", spec.get("every", 1))
+        stop = model.get("last", spec.get("stop", spec["start"]))
+        steps += range(max(spec["start"], every) if "every" in model else spec["start"], stop + 1, every)
+    if "last" in model and model["last"] not in steps:
+        steps.append(model["last"])
+    return steps
+
+
+def lr_at(rate: dict, step: int, tokens: int, branch: bool = False) -> tuple[str, float]:
+    """Phase and learning rate over peak at a step of a schedule; `branch` marks the end of a cool-down.
+
+    Cosine: f + (1 - f)/2 (1 + cos(pi t)), t from 0 at the end of warm-up to 1 at the schedule's end.
+    Warm-up is linear; its phase reads "unknown", since none of the four describes it.
+    """
+    now = tokens if rate.get("unit", "step") == "token" else step
+    warmup, floor = rate.get("warmup", 0), rate.get("floor", 0.0)
+    if branch:
+        return "annealed", 0.0
+    if now < warmup:
+        return "unknown", now / warmup
+    start = rate.get("decay_start", warmup)
+    if rate["kind"] in ("constant", "cooldown") or now <= start and rate["kind"] == "linear":
+        return "constant", 1.0
+    progress = min(1.0, (now - start) / (rate["end"] - start))
+    shape = (1 + math.cos(math.pi * progress)) / 2 if rate["kind"] == "cosine" else 1 - progress
+    return ("annealed" if progress > ANNEALED else "decaying"), floor + (1 - floor) * shape
+
+
+def _in_words(rate: dict) -> str:
+    words = KINDS[rate["kind"]][1].format(**{"unit": "step", **rate})
+    warmup = rate.get("warmup")
+    return words + (f"; warm-up {warmup:,.0f} {rate.get('unit', 'step')}s" if warmup else "")

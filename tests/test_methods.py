@@ -1,0 +1,78 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from bayesqid import methods
+
+RAW = Path(__file__).parents[1] / "data" / "raw" / "published_qid.csv"
+
+
+def printed_names():
+    with open(RAW, encoding="utf-8") as stream:
+        return sorted({row["method"] for row in csv.DictReader(stream)})
+
+
+@pytest.mark.parametrize("printed", printed_names())
+def test_every_printed_method_of_the_atlas_has_a_generation(printed):
+    assert methods.generation(*methods.canonical(printed)) in methods.GENERATIONS
+
+
+def test_every_name_in_the_table_leads_to_a_generation_and_every_generation_is_reachable():
+    keys = {methods.effect_key(*pair) for pair in methods.METHODS.values()}
+    assert keys <= set(methods.GENERATION)
+    assert set(methods.GENERATION) - keys <= {"bnb"}  # a bare family name that no table prints
+    assert {generation for generation, _ in methods.GENERATION.values()} == set(methods.GENERATIONS)
+    assert all(reason and not reason.endswith(".") for _, reason in methods.GENERATION.values())
+
+
+@pytest.mark.parametrize(
+    ("printed", "pair"),
+    [
+        ("GPTQ", ("gptq", "")),
+        (" auto-gptq ", ("gptq", "")),
+        ("GPTQModel", ("gptq", "")),
+        ("GPTQ-actorder", ("gptq", "actorder")),
+        ("gptq-w4", ("gptq-w4", "")),
+        ("SqueezeLLM-0.45%", ("squeezellm", "")),
+        ("AQLM-PV-1x16", ("aqlm", "")),
+        ("RTN-sym", ("rtn", "")),
+        ("llama.cpp:Q4_0", ("llamacpp-legacy", "")),
+        ("llama.cpp:Q4_K_M", ("llamacpp-k", "")),
+        ("llama.cpp-pure:IQ3_K", ("llamacpp-iq", "")),
+        ("Q5_K_S+imatrix", ("llamacpp-k", "imatrix")),
+    ],
+)
+def test_printed_names_are_read_without_regard_to_case_or_packaging(printed, pair):
+    assert methods.canonical(printed) == pair
+
+
+def test_an_effect_key_names_itself():
+    for pair in methods.METHODS.values():
+        assert methods.canonical(methods.effect_key(*pair)) == pair
+
+
+def test_an_unknown_method_keeps_its_name_and_has_no_generation():
+    assert methods.canonical("WonderQuant-2") == ("wonderquant-2", "")
+    assert methods.generation("wonderquant-2") == "unknown"
+
+
+def test_activation_weighting_lifts_the_legacy_types_out_of_plain_rounding():
+    assert methods.generation("llamacpp-legacy") == "rtn"
+    assert methods.generation("llamacpp-legacy", "imatrix") == "calibrated"
+
+
+@pytest.mark.parametrize(
+    ("method", "variant", "group", "expected"),
+    [
+        ("rtn", "", -1, True),
+        ("gptq", "actorder", -1, True),
+        ("gptq", "", 128, False),
+        ("squeezellm", "", -1, False),  # a codebook per row is no uniform scale
+        ("lnq", "guidedquant", -1, False),
+        ("lnq", "", -1, False),
+        ("rtn", "", float("nan"), False),
+    ],
+)
+def test_only_one_uniform_scale_per_row_counts_as_per_channel(method, variant, group, expected):
+    assert methods.is_per_channel(method, variant, group) is expected
