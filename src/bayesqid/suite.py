@@ -50,12 +50,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Text:
-    """Files of evaluation and calibration documents, tokens per window, the tokenizer's folder if shared."""
+    """Files of evaluation and calibration documents, tokens per window, the tokenizer's folder if shared.
+
+    Bytes kept of a document, documents used and calibration windows overrule the defaults of `measure`.
+    """
 
     evaluation: str
     calibration: str
     context: int
     tokenizer: str | None = None
+    max_bytes: int | None = None
+    documents: int | None = None
+    calibration_windows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ _KEYS: dict[str, dict[str, tuple[Any, bool]]] = {
          "notes": (list, False), "checkpoints": (str, False), "schedule": (dict, False),
          "model": (list, False), "run": (list, False), "exclude": (list, False)},
     "text": {"evaluation": (str, True), "calibration": (str, True), "context": (int, True),
-             "tokenizer": (str, False)},
+             "tokenizer": (str, False), "max_bytes": (int, False), "documents": (int, False),
+             "calibration_windows": (int, False)},
     "schedule": {"kind": (str, True), "unit": (str, False), "warmup": (_NUMBER, False),
                  "end": (_NUMBER, False), "floor": (_NUMBER, False), "decay_start": (_NUMBER, False),
                  "status": (str, True)},
@@ -140,7 +147,7 @@ def _load(path: Path) -> Suite:
         title=raw["title"],
         checkpoints=listed + _generated(raw, path.name),
         recipes=tuple(raw["recipes"]),
-        text=Text(context=text["context"], **places),
+        text=Text(**(text | places)),
         source=path,
         notes=tuple(raw.get("notes", ())),
         schedules=tuple((f"{name}: {_in_words(s)}", s["status"]) for name, s in schedules.items()),

@@ -1,0 +1,64 @@
+"""`bayesqid measure`: parse, call, print."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def measure(
+    target: Annotated[str, typer.Argument(metavar="SUITE|FOLDER|HUB/ID@REVISION", help="What to measure.")] = "tiny",
+    recipes: Annotated[
+        str | None,
+        typer.Option(help="Recipes, with commas between, e.g. rtn-w3,gptq-w4-g128.", show_default="suite's"),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write or to go on with.")] = Path(
+        "measurements.nc"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    family: Annotated[str | None, typer.Option(help="Family of a model of your own.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens a model of your own was trained on, e.g. 3e11.")] = None,
+    lr_phase: Annotated[
+        str, typer.Option(help="Its learning rate when saved: constant, decaying, annealed, unknown.")
+    ] = "unknown",
+    name: Annotated[str | None, typer.Option(help="Its name; else that of its folder.", show_default=False)] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer, when it is not the model's.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Evaluation documents, JSON lines with id and text.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Calibration documents for GPTQ, likewise.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per window.", show_default="suite's")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Bytes kept of each document.", show_default="1024")] = None,
+    documents: Annotated[int | None, typer.Option(help="Documents used, 0 for all.", show_default="all")] = None,
+    calibration_windows: Annotated[
+        int | None, typer.Option(help="Windows of calibration text.", show_default="128")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Order of the calibration text.", show_default="0")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32")] = None,
+    jobs: Annotated[int, typer.Option(help="Checkpoints measured at once, 0 to choose.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure how much quantization raises the loss of a suite's checkpoints or of one model."""
+    import json
+
+    from bayesqid import measurements
+    from bayesqid.measure import plan as planning
+    from bayesqid.measure import run
+
+    settings = {
+        "context": context,
+        "max_bytes": max_bytes,
+        "documents": documents,
+        "calibration_windows": calibration_windows,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    facts = {"family": family, "tokens": tokens, "lr_phase": lr_phase, "called": name}
+    names = None if recipes is None else recipes.split(",")
+    plan = planning.make(target, names, device, settings, facts, text, calibration, tokenizer)
+    data = run.run(plan, output, jobs)
+    result = run.summary(data, output)
+    typer.echo(json.dumps(result) if as_json else measurements.table(data))
+    for where, reason in result["failures"].items():
+        typer.echo(f"failed {where}: {reason}", err=True)
+    typer.echo(f"{output}: {result['measured']} cells measured, {result['failed']} failed", err=True)
+    if result["failed"]:
+        raise typer.Exit(3)

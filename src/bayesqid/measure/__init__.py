@@ -1,0 +1,1 @@
+"""The only torch: quantize, run and score language models."""

@@ -1,0 +1,149 @@
+"""Parts: one file per finished batch of recipes of a checkpoint; its presence marks the cells as done."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from bayesqid import files, measurements
+from bayesqid.errors import BadInput
+from bayesqid.measure.loss import Scores
+from bayesqid.measure.plan import OWN, Plan
+from bayesqid.measure.quantizers import QUANTIZERS
+from bayesqid.recipe import Recipe, effective_bits, parse
+from bayesqid.suite import Checkpoint
+
+
+class Cell(NamedTuple):
+    """What one recipe came to: scores, or the reason why there are none, and a note."""
+
+    scores: Scores | None
+    reason: str = ""
+    note: str = ""
+
+
+@dataclass
+class Found:
+    """What became known about a checkpoint once it was loaded."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    tokens: np.ndarray | None = None
+    shapes: list[tuple[int, int]] = field(default_factory=list)
+
+
+def stem(checkpoint: str) -> str:
+    """Start of the names of a checkpoint's parts: readable, safe in file names, unique."""
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", checkpoint)[:100]
+    return f"{readable}-{hashlib.sha256(checkpoint.encode()).hexdigest()[:8]}"
+
+
+def part_path(folder: Path, checkpoint: str, recipes: list[str]) -> Path:
+    """Where the part with these recipes of a checkpoint goes; the same cells always go to the same name."""
+    return folder / f"{stem(checkpoint)}-{hashlib.sha256(' '.join(recipes).encode()).hexdigest()[:8]}.nc"
+
+
+def failed_path(folder: Path, checkpoint: str) -> Path:
+    """Where the cells of a checkpoint that failed are noted until it is tried again."""
+    return folder / f"{stem(checkpoint)}.failed.nc"
+
+
+def facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the plan already knows of a checkpoint, by the names of the file's coordinates."""
+    known = (*measurements.STATED, "n_params", "n_params_nonembedding", "vocab_size")
+    return {name: getattr(checkpoint, name) for name in known}
+
+
+def write_part(plan: Plan, folder: Path, checkpoint: Checkpoint, found: Found, cells: dict[str, Cell]) -> None:
+    """Save finished cells of a checkpoint; the part's presence marks them as done."""
+    recipes = [parse(name) for name in cells]
+    sizes = {document.id: len(document.text.encode()) for document in plan.documents}
+    known = {checkpoint.id: facts(checkpoint) | found.facts}
+    part = measurements.empty(known, recipes, sizes, plan.manifest())
+    if found.tokens is not None:
+        part["tokens"].values[0] = found.tokens
+    weights = sum(rows * columns for rows, columns in found.shapes)
+    for column, cell in enumerate(cells.values()):
+        part["reason"].values[0, column] = cell.reason
+        part["note"].values[0, column] = cell.note
+        part["status"].values[0, column] = measurements.FAILED if cell.scores is None else measurements.OK
+        if cell.scores is not None:
+            for name, values in cell.scores._asdict().items():
+                part[name].values[0, column] = values
+            part["effective_bits"].values[0, column] = effective_bits(recipes[column], found.shapes)
+            quantized = weights / found.facts["n_params"] if recipes[column].method != "none" else 0.0
+            part["quantized_fraction"].values[0, column] = quantized
+    failed = any(cell.scores is None for cell in cells.values())
+    usual = part_path(folder, checkpoint.id, list(cells))
+    files.write_netcdf(part, failed_path(folder, checkpoint.id) if failed else usual)
+
+
+def existing(output: Path, plan: Plan) -> Iterator[xr.Dataset]:
+    """The file and the parts that are there already; `BadInput` if they are of another suite or protocol."""
+    ours = plan.manifest()
+    paths = [output] if output.exists() else []
+    for path in [*paths, *sorted(parts_folder(output).glob("*.nc"))]:
+        data = measurements.read(path)
+        theirs = measurements.manifest(data)
+        if theirs["suite"] != ours["suite"]:
+            raise BadInput(
+                f"{path} belongs to the suite {theirs['suite']}, not {ours['suite']}: choose another file with -o."
+            )
+        keys = sorted(set(ours["protocol"]) | set(theirs["protocol"]))
+        changed = [key for key in keys if ours["protocol"].get(key) != theirs["protocol"].get(key)]
+        if changed:
+            raise BadInput(
+                f"{path} was measured with {changed[0]} = {theirs['protocol'].get(changed[0])}, "
+                f"not {ours['protocol'].get(changed[0])}: choose another file with -o."
+            )
+        stated = {checkpoint.id: checkpoint.train_tokens for checkpoint in plan.checkpoints}
+        for name, tokens in zip(data["checkpoint"].values, data["train_tokens"].values, strict=True):
+            if ours["suite"] == OWN and stated.get(name, tokens) != tokens:
+                raise BadInput(
+                    f"{path} holds {name} with {tokens:g} training tokens, not {stated[name]:g}: "
+                    "give this model another --name or choose another file with -o."
+                )
+        yield data
+
+
+def parts_folder(output: Path) -> Path:
+    """Folder of the parts of a measurements file."""
+    return output.with_name(output.name + ".parts")
+
+
+def done(parts: list[xr.Dataset]) -> tuple[set[tuple[str, str]], dict[str, str]]:
+    """Measured (checkpoint, recipe) pairs, and the weight hash of every checkpoint that has one."""
+    cells, hashes = set(), {}
+    for part in parts:
+        for row, name in enumerate(part["checkpoint"].values.astype(str)):
+            ok = part["status"].values[row] == measurements.OK
+            cells |= {(name, str(recipe)) for recipe in part["recipe"].values[ok]}
+            digest = str(part["weight_sha256"].values[row])
+            if digest and (ok.any() or str(part["reason"].values[row, 0]).startswith("the same weights")):
+                hashes[name] = digest
+    return cells, hashes
+
+
+def _place(recipe: Recipe) -> tuple:
+    """Order of recipes in a file: it must not depend on which were measured first."""
+    methods = list(QUANTIZERS)
+    method = methods.index(recipe.method) if recipe.method in methods else -1
+    return method, recipe.group_size, recipe.bits, not recipe.symmetric
+
+
+def frame(plan: Plan, parts: list[xr.Dataset]) -> xr.Dataset:
+    """Empty Dataset over everything already there and everything planned, the latter in the plan's order."""
+    rows: dict[str, dict[str, Any]] = {}
+    recipes = set(plan.recipes)
+    for part in parts:
+        for row, name in enumerate(part["checkpoint"].values.astype(str)):
+            rows[str(name)] = {key: part[key].values[row] for key in measurements.STATED}
+        recipes |= {parse(str(name)) for name in part["recipe"].values}
+    planned = {checkpoint.id: facts(checkpoint) for checkpoint in plan.checkpoints}
+    others = {name: known for name, known in rows.items() if name not in planned}
+    sizes = {document.id: len(document.text.encode()) for document in plan.documents}
+    return measurements.empty(others | planned, sorted(recipes, key=_place), sizes, plan.manifest())

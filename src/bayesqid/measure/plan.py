@@ -1,0 +1,190 @@
+"""What is to be measured: a suite or one model of your own, its recipes, and the protocol with its texts."""
+
+import math
+import sys
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bayesqid import suite
+from bayesqid.errors import BadInput
+from bayesqid.measure import text
+from bayesqid.measure.layers import device_name
+from bayesqid.measure.load import DTYPES
+from bayesqid.measure.quantizers.gptq import DAMP
+from bayesqid.recipe import NONE, Recipe, parse
+from bayesqid.suite import Checkpoint, Suite
+
+RECIPES = ("rtn-w2", "rtn-w3", "rtn-w4", "rtn-w3-g32", "gptq-w2", "gptq-w3", "gptq-w4")
+# Protocol settings that a suite's [text] may hold
+PER_SUITE = ("context", "max_bytes", "documents", "calibration_windows")
+# Models of one's own go into a suite of this name, so that several can share one file
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How losses are taken; two cells compare only when this is the same.
+
+    Documents are cut to `max_bytes`, put behind the tokenizer's separator and scored in windows of
+    `context` tokens that do not overlap. Calibration: `calibration_windows` windows of `context` tokens.
+    """
+
+    context: int = 256
+    max_bytes: int = 1024
+    documents: int = 0
+    calibration_windows: int = 128
+    seed: int = 0
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a worker needs besides the checkpoint; plain values, so that it can be sent to a process."""
+
+    suite: str
+    checkpoints: tuple[Checkpoint, ...]
+    excluded: dict[str, str]
+    recipes: tuple[Recipe, ...]
+    protocol: Protocol
+    documents: tuple[text.Document, ...]
+    calibration: tuple[text.Document, ...]
+    text: str
+    tokenizer: str | None
+    device: str
+
+    def manifest(self) -> dict[str, Any]:
+        """What stands in the file: suite, protocol with the texts' hashes, versions, device, command."""
+        return {
+            "suite": self.suite,
+            "protocol": asdict(self.protocol)
+            | {
+                "stride": self.protocol.context,
+                "separator": "the tokenizer's bos token, else its eos token, before every document",
+                "boundaries": "windows never cross documents",
+                "text": self.text,
+                "text_sha256": text.digest(list(self.documents)),
+                "calibration_sha256": text.digest(list(self.calibration)),
+                "calibration_documents": len(self.calibration),
+                "gptq_damp": DAMP,
+            },
+            "excluded": self.excluded,
+            "versions": {name: _version(name) for name in ("bayesqid", "torch", "transformers", "numpy")},
+            "device": device_name(self.device),
+            "command": " ".join(["bayesqid", *sys.argv[1:]]),
+        }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "not installed"
+
+
+def recipes(names: list[str]) -> tuple[Recipe, ...]:
+    """Recipes by name, each once, with the baseline `none` first."""
+    return tuple(dict.fromkeys([NONE, *(parse(item.strip()) for item in names)]))
+
+
+def protocol(*layers: dict[str, Any]) -> Protocol:
+    """The default protocol with later settings over earlier ones; None leaves a setting as it is."""
+    known = {field.name for field in fields(Protocol)}
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        unknown = sorted(set(layer) - known)
+        if unknown:
+            raise BadInput(f"The protocol has no setting {unknown[0]!r}: known are {', '.join(sorted(known))}.")
+        settings |= {key: value for key, value in layer.items() if value is not None}
+    result = Protocol(**settings)
+    for key in ("context", "max_bytes", "calibration_windows"):
+        if getattr(result, key) < 1:
+            raise BadInput(f"The setting {key} is {getattr(result, key)}: give a positive number.")
+    if result.dtype not in DTYPES:
+        raise BadInput(f"The dtype {result.dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
+    return result
+
+
+def is_own(target: str) -> bool:
+    """Whether a target is a folder or `hub/id@revision` rather than a suite's name or file."""
+    if target.endswith(".toml") or target in suite.names():
+        return False
+    return "/" in target or "@" in target or Path(target).is_dir()
+
+
+def own(target: str, family: str | None, tokens: float | None, lr_phase: str, called: str | None) -> Checkpoint:
+    """The checkpoint that a folder or `hub/id@revision` names; `BadInput` without its family or tokens."""
+    if family is None or tokens is None:
+        lacking = "--family" if family is None else "--tokens"
+        raise BadInput(
+            f"{target} is a model of your own and {lacking} is missing: say which family it belongs to "
+            "and on how many tokens it was trained, e.g. --family mine --tokens 3e11."
+        )
+    if not tokens >= 1:
+        raise BadInput(f"--tokens {tokens:g} is no number of training tokens: give at least 1.")
+    if lr_phase not in suite.PHASES:
+        raise BadInput(f"--lr-phase {lr_phase!r} is unknown: choose one of {', '.join(suite.PHASES)}.")
+    path = Path(target).expanduser()
+    if path.is_dir():
+        hub, revision = str(path.resolve()), "local"
+    elif target.startswith((".", "/", "~")):
+        raise BadInput(f"There is no folder {target}: name the folder that holds config.json, or hub/id@revision.")
+    else:
+        hub, _, revision = target.partition("@")
+    return Checkpoint(
+        family=family,
+        model=called or Path(hub).name,
+        hub=hub,
+        revision=revision or "main",
+        n_params=0,
+        n_params_nonembedding=0,
+        train_tokens=int(tokens),
+        lr_phase=lr_phase,
+        lr_fraction=math.nan,
+    )
+
+
+def make(
+    target: str,
+    names: list[str] | None,
+    device: str,
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    evaluation: Path | None = None,
+    calibration: Path | None = None,
+    tokenizer: Path | None = None,
+) -> Plan:
+    """Plan for a suite (name or TOML file) or for one model of one's own.
+
+    `facts` are those a model of one's own needs (family, tokens, lr_phase, called); `settings` overrule the
+    suite's protocol; texts default to the suite's, and to the bundled ladder's for a model of one's own.
+    """
+    single = is_own(target)
+    source: Suite = suite.load("tiny" if single else target)
+    if single:
+        checkpoints: tuple[Checkpoint, ...] = (own(target, **facts),)
+    else:
+        stated = [key for key in ("family", "tokens") if facts.get(key) is not None]
+        if stated:
+            raise BadInput(f"--{stated[0]} is for a model of your own, but {target} is a suite, which says it itself.")
+        checkpoints = source.checkpoints
+    usual = {} if single else {key: getattr(source.text, key, None) for key in PER_SUITE}
+    agreed = protocol(usual, settings)
+    ids = [checkpoint.id for checkpoint in checkpoints]
+    if len(set(ids)) < len(ids):
+        raise BadInput(f"The suite {source.name} lists a checkpoint twice: remove one of them.")
+    path = evaluation or source.text.evaluation
+    documents = text.cut(text.read(path), agreed.max_bytes)
+    return Plan(
+        suite=OWN if single else source.name,
+        checkpoints=tuple(checkpoint for checkpoint in checkpoints if not checkpoint.excluded),
+        excluded={checkpoint.id: checkpoint.excluded for checkpoint in checkpoints if checkpoint.excluded},
+        recipes=recipes(names or list(RECIPES if single else source.recipes)),
+        protocol=agreed,
+        documents=tuple(documents[: agreed.documents or None]),
+        calibration=tuple(text.read(calibration or source.text.calibration)),
+        text=Path(path).stem if evaluation else f"{source.name} ladder's {Path(path).stem}",
+        tokenizer=str(tokenizer) if tokenizer else None if single else source.text.tokenizer,
+        device=device,
+    )

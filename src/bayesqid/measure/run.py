@@ -1,0 +1,162 @@
+"""Measure a plan: what is missing, one checkpoint after another or several at once, then merge the parts."""
+
+import os
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from bayesqid import files, measurements
+from bayesqid.measure import layers, load
+from bayesqid.measure.checkpoint import measure_checkpoint
+from bayesqid.measure.parts import done, existing, frame, parts_folder
+from bayesqid.measure.plan import Plan
+from bayesqid.recipe import Recipe
+from bayesqid.suite import Checkpoint
+
+# Models below this size leave cores idle: several are measured at once
+SMALL_PARAMETERS = 20_000_000
+
+# In a worker: set when the parent wants no more
+_stop: Event | None = None
+
+
+def _guard() -> None:
+    """End this worker when its parent is gone: a killed parent cannot end it."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _start(threads: int, stop: Event) -> None:
+    global _stop
+    _stop = stop
+    # Ctrl-C reaches every process of a terminal; the parent alone decides, through `stop`
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_guard, daemon=True).start()
+    torch.set_num_threads(threads)
+    load.quiet()
+
+
+def _go_on(*_: Any) -> None:
+    if _stop is not None and _stop.is_set():
+        raise KeyboardInterrupt
+
+
+def _work(plan: Plan, checkpoint: Checkpoint, recipes: list[Recipe], hashes: dict[str, str], folder: Path) -> None:
+    """Measure in a worker; what is finished when the parent stops it is saved."""
+    try:
+        _go_on()
+        measure_checkpoint(plan, checkpoint, recipes, hashes, folder, _go_on)
+    except KeyboardInterrupt:
+        return
+
+
+def workers(plan: Plan, jobs: int, tasks: int) -> int:
+    """Checkpoints measured at once: `jobs`, or for 0 as many as there are cores if all models are small."""
+    if jobs > 0:
+        return min(jobs, max(tasks, 1))
+    small = all(0 < checkpoint.n_params < SMALL_PARAMETERS for checkpoint in plan.checkpoints)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = layers.best_device(plan.device).type == "cpu"
+    return min(cores, tasks) if small and on_cpu and tasks > 1 else 1
+
+
+def missing(plan: Plan, measured: set[tuple[str, str]]) -> list[tuple[Checkpoint, list[Recipe]]]:
+    """Checkpoints with the recipes that are still to be measured for them."""
+    tasks = [
+        (checkpoint, [recipe for recipe in plan.recipes if (checkpoint.id, str(recipe)) not in measured])
+        for checkpoint in plan.checkpoints
+    ]
+    return [(checkpoint, recipes) for checkpoint, recipes in tasks if recipes]
+
+
+def _here(plan: Plan, tasks: list, hashes: dict[str, str], folder: Path, bar: tqdm) -> None:
+    load.quiet()
+    for checkpoint, recipes in tasks:
+        bar.set_description_str(checkpoint.id)
+        measure_checkpoint(plan, checkpoint, recipes, hashes, folder, bar.update)
+
+
+def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], folder: Path, bar: tqdm, count: int) -> None:
+    threads = max(1, torch.get_num_threads() // count)
+    # the biggest first, so that no core waits for a late big one
+    ordered = sorted(tasks, key=lambda task: -task[0].n_params)
+    context = get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(count, context, _start, (threads, stop)) as pool:
+        waiting = {
+            pool.submit(_work, plan, checkpoint, recipes, hashes, folder): (checkpoint, recipes)
+            for checkpoint, recipes in ordered
+        }
+        try:
+            for future in as_completed(waiting):
+                checkpoint, recipes = waiting[future]
+                future.result()
+                bar.set_description_str(checkpoint.id)
+                bar.update(len(recipes))
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def merged(plan: Plan, output: Path) -> xr.Dataset:
+    """Everything measured so far for an output file, its own content and its parts together."""
+    parts = list(existing(output, plan))
+    return measurements.merge(frame(plan, parts), parts)
+
+
+def run(plan: Plan, output: Path, jobs: int = 0) -> xr.Dataset:
+    """Measure what is missing of a plan, write `output` and return it.
+
+    Finished cells lie in `output`.parts/ and are never measured again; failed ones are tried again. Ctrl-C
+    keeps what is finished and merges it. Raises `BadInput` when `output` is of another suite or protocol.
+    """
+    device = layers.best_device(plan.device)
+    measured, hashes = done(list(existing(output, plan)))
+    tasks = missing(plan, measured)
+    folder = parts_folder(output)
+    for name, reason in plan.excluded.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    total = len(plan.checkpoints) * len(plan.recipes)
+    left = sum(len(recipes) for _, recipes in tasks)
+    if left < total:
+        print(f"{total - left} of {total} cells are in {output} already", file=sys.stderr)
+    count = workers(plan, jobs, len(tasks))
+    pace = 0.1 if sys.stderr.isatty() else 10.0
+    try:
+        if tasks:
+            with tqdm(total=left, unit="cell", desc=device.type, mininterval=pace, file=sys.stderr) as bar:
+                if count == 1:
+                    _here(plan, tasks, hashes, folder, bar)
+                else:
+                    _in_processes(plan, tasks, hashes, folder, bar, count)
+    finally:
+        if folder.is_dir() or output.exists():
+            files.write_netcdf(merged(plan, output), output)
+    return measurements.read(output)
+
+
+def summary(data: xr.Dataset, output: Path) -> dict[str, Any]:
+    """What a run came to, as plain values: cells by status, failures with their reasons."""
+    status = data["status"].values
+    return {
+        "output": str(output),
+        "checkpoints": data.sizes["checkpoint"],
+        "recipes": [str(name) for name in data["recipe"].values],
+        "measured": int((status == measurements.OK).sum()),
+        "missing": int((status == measurements.MISSING).sum()),
+        "failed": int((status == measurements.FAILED).sum()),
+        "failures": measurements.failures(data),
+        "device": measurements.manifest(data)["device"],
+    }
