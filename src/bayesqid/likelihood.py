@@ -14,11 +14,13 @@ import math
 import numpy as np
 
 # Nine nodes and two Newton steps: more of either changes the log density of no fitted cell by more than the
-# error stated in docs/inference.md, fewer nodes do
+# error stated in docs/inference-likelihood.md, fewer nodes do
 NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 # the rule multiplies by exp(t^2/2) because the nodes are used as an importance-weighted Gaussian proposal
 LOG_WEIGHTS = np.log(_WEIGHTS) + 0.5 * NODES**2
 NEWTON_STEPS = 2
+# ln of a law value far past any ceiling: beyond it exp overflows and nothing changes
+HIGHEST = 40.0
 LN10 = math.log(10.0)
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -63,13 +65,13 @@ def marginal(y, s, headroom, anchor, anchor_precision, eta, tau):
     """
     prior = 1.0 / tau**2
     data = 1.0 / s**2
-    v = (eta * prior + anchor * anchor_precision) / (prior + anchor_precision)
+    v = np.minimum((eta * prior + anchor * anchor_precision) / (prior + anchor_precision), HIGHEST)
     for _ in range(NEWTON_STEPS):
         raw = np.exp(v)
         decay = np.exp(-raw / headroom)
         slope = raw * decay
         gradient = (eta - v) * prior + (y - headroom * (1.0 - decay)) * slope * data
-        v = v + np.minimum(np.maximum(gradient / (prior + slope**2 * data), -1.0), 1.0)
+        v = np.minimum(v + np.minimum(np.maximum(gradient / (prior + slope**2 * data), -1.0), 1.0), HIGHEST)
     raw = np.exp(v)
     decay = np.exp(-raw / headroom)
     residual = y - headroom * (1.0 - decay)

@@ -1,0 +1,62 @@
+# Everything a developer does here. `make help` lists it.
+PYTHON ?= python3.12
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Chains run in threads of their own: more threads inside them only get in each other's way
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+OFFLINE := HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak browser reports ladder bench docs lint
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## make .venv and install bayesqid into it; again only when pyproject.toml or constraints.txt change
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) with its venv module is needed and was not found. Install Python 3.12 (pyenv install 3.12;" >&2; \
+	  echo "apt install python3.12-venv; brew install python@3.12), or name another one: make setup PYTHON=/path/to/python" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[measure,dev]'
+	@touch $@
+
+demo: setup  ## measure the bundled ladder, sample both posteriors, project to 1e14 tokens (6 minutes on 2 cores)
+	@mkdir -p demo
+	$(OFFLINE) $(BIN)/bayesqid measure -o demo/measurements.nc
+	$(ONE_THREAD) $(BIN)/bayesqid sample demo/measurements.nc -o demo/posterior-tiny.nc
+	$(ONE_THREAD) $(BIN)/bayesqid sample atlas demo/measurements.nc --model hierarchical -o demo/posterior.nc
+	$(BIN)/bayesqid project demo/posterior.nc --tokens 1e14 -o demo/report
+
+test: setup  ## run the tests, all but soak and browser
+	$(BIN)/pytest -m 'not soak and not browser'
+
+soak: setup  ## run the long tests: kills at random moments, fuzzed input, calibration of the intervals
+	@echo 'Long tests: measuring is killed and resumed, input is fuzzed, intervals are checked for calibration.'
+	$(BIN)/pytest -m soak -v
+
+browser: setup  ## run the tests that open the HTML report in a browser
+	$(BIN)/pytest -m browser -v
+
+reports: setup  ## render reports/ again from the bundled posterior; nothing is sampled
+	$(BIN)/bayesqid report data/posterior.nc -o reports/example
+
+ladder: setup  ## train the tiny ladder again: half an hour of one core; finished runs are skipped
+	$(BIN)/python models/tiny/corpus.py
+	$(BIN)/python models/tiny/train.py
+
+# gptq_reference.py needs GPTQModel, which is not among our dependencies: it says how to run it
+bench: setup  ## run the benchmarks that need nothing but bayesqid
+	@for file in $(filter-out %/gptq_reference.py, $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+docs: setup  ## write docs/cli.md and the outputs shown in README.md and docs/ again
+	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_outputs.py
+
+lint: setup  ## ruff, import contracts, types
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+	$(BIN)/pyright

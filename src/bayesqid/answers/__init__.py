@@ -1,0 +1,1 @@
+"""Answers: pure functions from a posterior to a Dataset."""

@@ -1,0 +1,291 @@
+"""Projection: credible intervals of QiD for models, tokens and recipes that nobody has measured."""
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from bayesqid import likelihood, methods, recipe
+from bayesqid.answers import draws
+from bayesqid.answers.draws import Posterior, Target
+from bayesqid.errors import BadInput
+
+BANDS = ("mean", "new", "observed")
+THRESHOLDS = (0.1, 0.2, 0.5)
+DEFAULT_PARAMS = (1e9, 7e9, 70e9, 405e9)
+DEFAULT_BITS = (2, 3, 4)
+DEFAULT_METHOD = "gptq"
+DEFAULT_GROUP = 128
+LIMITS = {"params": (1e3, 1e16), "tokens": (1e3, 1e19)}
+SEED = 20260
+LR_PHASES = ("annealed", "decaying", "constant")
+VERDICTS = {
+    "ok": "ok: inside the range of the data",
+    "extrapolation": "extrapolation: outside the range of the data, believe the law before you believe the band",
+    "not identified": "not identified: the data do not inform the tokens exponent, the band is the prior's",
+    "checks failed": "checks failed: the sampler's own checks did not pass, do not use these numbers",
+}
+
+
+def positive(name: str, value: float) -> float:
+    """The value if it is a finite count in a believable range; `BadInput` otherwise."""
+    low, high = LIMITS[name]
+    if not (math.isfinite(value) and low <= value <= high):
+        raise BadInput(f"--{name} is {value:g}: give a number between {low:g} and {high:g}, e.g. {name} 7e9.")
+    return float(value)
+
+
+def target_of(text: str | None, bits: float, method: str, **rest) -> Target:
+    """A target from a recipe text, or from bits and a method in the default group of 128 with 16-bit scales."""
+    if text is not None:
+        wanted = recipe.parse(text)
+        if wanted.method == "none":
+            raise BadInput("Recipe 'none' is the baseline and loses nothing: name a recipe such as gptq-w4-g128.")
+        per_channel = wanted.group_size == -1
+        # a row of a large model holds thousands of weights: its one scale costs a few thousandths of a bit
+        width = 4096 if per_channel else wanted.group_size
+        effective = recipe.effective_bits(wanted, [(1, width)])
+        return Target(effective_bits=effective, method=wanted.method, bits=wanted.bits, per_channel=per_channel, **rest)
+    if not (math.isfinite(bits) and 1 <= bits <= 16):
+        raise BadInput(f"--bits is {bits:g}: give a number from 1 to 16.")
+    effective = bits + recipe.SCALE_BITS / DEFAULT_GROUP
+    return Target(effective_bits=effective, method=method, bits=bits, **rest)
+
+
+def quantile_names(name: str) -> dict[str, float]:
+    """Equal-tailed quantiles that every band is reported with."""
+    return {f"{name}lower90": 0.05, f"{name}lower50": 0.25, f"{name}median": 0.5, f"{name}upper50": 0.75,
+            f"{name}upper90": 0.95}  # fmt: skip
+
+
+def qid_draws(
+    posterior: Posterior, targets: Sequence[Target], band: str, seed: int = SEED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of QiD in nats per token for a band and of its unbounded law value, each (draw, target).
+
+    `mean` is the law of the family under the recipe; `new` adds what a new checkpoint in a new source adds
+    (checkpoint and source effects, residual scatter); `observed` adds the median standard error of the fitted cells.
+    """
+    rng = np.random.default_rng(seed)
+    eta = draws.log_law(posterior, targets, rng)
+    if band != "mean":
+        models = {(t.family, t.params, t.tokens): None for t in targets}
+        size = posterior.size
+        shared = {model: draws.spread_of(posterior, "checkpoint") * rng.normal(size=size) for model in models}
+        eta = eta + np.stack([shared[(t.family, t.params, t.tokens)] for t in targets], axis=1)
+        eta = eta + draws.spread_of(posterior, "source_method")[:, None] * rng.normal(size=eta.shape)
+        tau = [draws.scatter(posterior, methods.generation(t.method), rng) for t in targets]
+        eta = eta + np.stack(tau, axis=1) * rng.normal(size=eta.shape)
+    raw = np.exp(np.minimum(eta, 50.0))
+    headroom = np.array([draws.nearest_headroom(posterior, t.params) for t in targets])
+    seen = likelihood.saturate(raw, headroom)
+    if band == "observed":
+        seen = seen + float(posterior.cells["qid_se"].median()) * rng.normal(size=seen.shape)
+    return seen, raw / headroom
+
+
+def extrapolation(posterior: Posterior, target: Target) -> dict:
+    """How many times N and D lie outside the fitted range (1 inside), and whether the bits do."""
+    cells = posterior.cells
+    own = cells.sel(cell=cells["family"].to_numpy() == target.family) if target.family else cells
+
+    def ratio(value: float, name: str) -> float:
+        low, high = float(own[name].min()), float(own[name].max())
+        return max(value / high, low / value, 1.0)
+
+    bits = cells["effective_bits"].to_numpy()
+    return {
+        "n_ratio": ratio(target.params, "n_params_nonembedding"),
+        "d_ratio": ratio(target.tokens, "train_tokens"),
+        "p_outside": not bits.min() <= target.effective_bits <= bits.max(),
+    }
+
+
+def informed(posterior: Posterior, family: str | None) -> bool:
+    """Whether the data inform the tokens exponent that a target of this family rests on.
+
+    With independent families each rests on its own exponent, a new one on the prior; else on the population's.
+    """
+    if posterior.tree.attrs["model"] != "independent":
+        return draws.contraction(posterior, "mu", "beta") >= draws.IDENTIFIED
+    return family is not None and draws.contraction(posterior, "theta", "beta", family) >= draws.IDENTIFIED
+
+
+def verdict(posterior: Posterior, families: Sequence[str | None], outside: bool) -> str:
+    """The first that holds: checks failed, not identified, extrapolation, ok."""
+    if not all(posterior.checks.values()):
+        return "checks failed"
+    if not all(informed(posterior, family) for family in dict.fromkeys(families)):
+        return "not identified"
+    return "extrapolation" if outside else "ok"
+
+
+def project(posterior: Posterior, targets: Sequence[Target], band: str = "new") -> xr.Dataset:
+    """Medians, 50 % and 90 % equal-tailed bands and exceedance probabilities of QiD, dim `target`.
+
+    Attributes: law, model, verdict, checks, band, interval kind, assumptions, what was excluded, the posterior.
+    """
+    if band not in BANDS:
+        raise BadInput(f"There is no band {band!r}: choose one of {', '.join(BANDS)}.")
+    named = [t if t.family is None else replace(t, family=draws.require_family(posterior, t.family)) for t in targets]
+    named = [replace(t, method=draws.require_method(posterior, t.method)) for t in named]
+    qid, fullness = qid_draws(posterior, named, band)
+    values = {name: np.quantile(qid, q, axis=0) for name, q in quantile_names("").items()}
+    values |= {f"p_gt_{limit}": (qid > limit).mean(axis=0) for limit in THRESHOLDS}
+    # saturated: the law without a ceiling would pass the loss of a uniform guess
+    values["p_saturated"] = (fullness > 1).mean(axis=0)
+    beyond = [extrapolation(posterior, t) for t in named]
+    values |= {key: np.array([row[key] for row in beyond]) for key in ("n_ratio", "d_ratio", "p_outside")}
+    coords = {
+        "family": [t.family or "new" for t in named], "params": [t.params for t in named],
+        "tokens": [t.tokens for t in named], "bits": [float(t.bits or t.effective_bits) for t in named],
+        "effective_bits": [t.effective_bits for t in named], "method": [t.method for t in named],
+        "per_channel": [t.per_channel for t in named],
+    }  # fmt: skip
+    outside = any(row["n_ratio"] > 1 or row["d_ratio"] > 1 or row["p_outside"] for row in beyond)
+    attrs = {
+        "law": posterior.tree.attrs["law"], "model": posterior.tree.attrs["model"], "band": band, "interval": "eti",
+        "verdict": verdict(posterior, [t.family for t in named], outside), "checks": json.dumps(posterior.checks),
+        "assumptions": json.dumps(assumptions(named)), "excluded": posterior.cells.attrs["excluded"],
+        "posterior": json.dumps({"path": posterior.path, "sha256": posterior.sha256, "origin": posterior.origin}),
+    }  # fmt: skip
+    data = {name: ("target", value) for name, value in values.items()}
+    return xr.Dataset(data, {name: ("target", value) for name, value in coords.items()}, attrs)
+
+
+def assumptions(targets: Sequence[Target]) -> dict[str, str]:
+    """What the numbers take for granted, in words."""
+    scales = {("one scale per row" if t.per_channel else f"{t.effective_bits:.4g} effective bits") for t in targets}
+    first = targets[0]
+    return {
+        "lr_phase": first.lr_phase,
+        "recipe": f"weights of all linear layers, {', '.join(sorted({t.method for t in targets}))}; "
+        + "; ".join(sorted(scales)),
+        "params": "non-embedding parameters",
+        "text": f"{first.eval_dataset}, context {first.context:g}",
+    }
+
+
+def rows(projection: xr.Dataset) -> list[dict]:
+    """The projection as plain rows, one per target, without NaN."""
+    out = []
+    for i in range(projection.sizes["target"]):
+        one = projection.isel(target=i)
+        row = {name: one[name].item() for name in ("family", "params", "tokens", "bits", "method", "effective_bits")}
+        row |= {name: float(one[name]) for name in quantile_names("")}
+        row |= {f"p_gt_{limit}": float(one[f"p_gt_{limit}"]) for limit in THRESHOLDS}
+        row["p_saturated"] = float(one["p_saturated"])
+        row["extrapolation"] = {"n_ratio": float(one["n_ratio"]), "d_ratio": float(one["d_ratio"]),
+                                "p_outside": bool(one["p_outside"])}  # fmt: skip
+        out.append(row)
+    return out
+
+
+def as_json(projection: xr.Dataset) -> dict:
+    """The projection as one object of the `--json` contract."""
+    attrs = projection.attrs
+    decoded = {name: json.loads(attrs[name]) for name in ("checks", "posterior", "assumptions", "excluded")}
+    return {name: attrs[name] for name in ("law", "model", "verdict", "band", "interval")} | decoded | {
+        "rows": rows(projection)
+    }  # fmt: skip
+
+
+def count_text(value: float) -> str:
+    """A count in short form: 7e9 -> 7B, 1e14 -> 100T."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            short = value / size
+            return f"{short:.3g}{unit}" if short < 999.5 else f"{short:.0f}{unit}" if short < 1e4 else f"{value:.2g}"
+    return f"{value:g}"
+
+
+def short(value: float) -> str:
+    """A number in at most seven characters, with three significant digits where they fit."""
+    return next(text for text in (f"{value:.3g}", f"{value:.2g}", f"{value:.0e}") if len(text) <= 7)
+
+
+def as_text(projection: xr.Dataset) -> str:
+    """The projection as a table for a terminal of 80 columns, verdict first."""
+    attrs = projection.attrs
+    checks = json.loads(attrs["checks"])
+    failed = [name for name, good in checks.items() if not good]
+    lines = [f"Checks failed: {', '.join(failed)}."] if failed else []
+    takes = json.loads(attrs["assumptions"])
+    lines += [
+        *textwrap.wrap(f"Verdict: {VERDICTS[attrs['verdict']]}.", 80),
+        *textwrap.wrap(
+            f"QiD in nats per token; band {attrs['band']!r}, equal-tailed; law {attrs['law']}, model {attrs['model']}; "
+            f"learning rate {takes['lr_phase']}; {takes['text']}.", 80),
+        "",
+        f"{'family':<10}{'params':>7}{'tokens':>7}{'bits':>5} {'median':>8} {'50 % band':>17} {'90 % band':>17}"
+        f"{'>0.2':>6}",
+    ]
+    for row in rows(projection):
+        inner = f"{short(row['lower50'])} - {short(row['upper50'])}"
+        outer = f"{short(row['lower90'])} - {short(row['upper90'])}"
+        lines.append(
+            f"{row['family'][:9]:<10}{count_text(row['params']):>7}{count_text(row['tokens']):>7}{row['bits']:>5.3g} "
+            f"{short(row['median']):>8} {inner:>17} {outer:>17}{row['p_gt_0.2']:>6.0%}"
+        )
+    beyond = [r["extrapolation"] for r in rows(projection)]
+    most_n, most_d = max(r["n_ratio"] for r in beyond), max(r["d_ratio"] for r in beyond)
+    lines += ["", f"Beyond the data by at most {most_n:.3g}x in N and {most_d:.3g}x in D."]
+    return "\n".join(lines)
+
+
+def targets(
+    posterior: Posterior, tokens: float, params: float | None = None, known: dict | None = None,
+    bits: float | None = None, recipes: str | None = None, method: str = DEFAULT_METHOD,
+    family: str | None = None, new_family: bool = False, lr_phase: str = "annealed",
+) -> list[Target]:  # fmt: skip
+    """Targets of a question in the words of the command line; what is not said takes the defaults.
+
+    1B, 7B, 70B and 405B parameters; 2, 3 and 4 bits under GPTQ in groups of 128; a new family. `known` describes a
+    named model (`bayesqid.importers.tables.lookup_model`). `BadInput` where two options contradict each other or a
+    number is not believable.
+    """
+    if params is not None and known is not None:
+        raise BadInput("--params and --model-name both set the size: give one of them.")
+    if bits is not None and recipes is not None:
+        raise BadInput("--bits and --recipes both set the bits: give one of them.")
+    if family is not None and new_family:
+        raise BadInput("--family and --new-family contradict each other: give one of them.")
+    if lr_phase not in LR_PHASES:
+        raise BadInput(f"--lr-phase {lr_phase!r} is not known: choose one of {', '.join(LR_PHASES)}.")
+    sizes = DEFAULT_PARAMS if params is None else (positive("params", params),)
+    if known is not None:
+        sizes = (positive("params", known["n_params_nonembedding"]),)
+        if family is None and not new_family and known["family"] in posterior.families:
+            family = known["family"]
+    named = family and draws.require_family(posterior, family)
+    count = positive("tokens", tokens)
+    kinds = [(text.strip(), 0.0) for text in recipes.split(",")] if recipes else []
+    kinds = kinds or [(None, width) for width in (DEFAULT_BITS if bits is None else (bits,))]
+    key = draws.require_method(posterior, method)
+    return [
+        target_of(text, width, key, family=named, params=size, tokens=count, lr_phase=lr_phase)
+        for size in sizes
+        for text, width in kinds
+    ]
+
+
+def contraction_table(posterior: Posterior) -> list[dict]:
+    """Mean, 90 % interval and contraction of every population mean and spread; under 0.2 it reads "prior"."""
+    table = []
+    for name, label in (("mu", "population mean"), ("sd", "spread between families")):
+        for term in posterior.law.term_names:
+            sample = posterior.sample[name].sel(term=term).to_numpy()
+            value = draws.contraction(posterior, name, term)
+            low, high = np.quantile(sample, [0.05, 0.95])
+            table.append({
+                "parameter": f"{label} of {term}", "term": term, "kind": name, "mean": float(sample.mean()),
+                "lower90": float(low), "upper90": float(high), "contraction": float(value),
+                "informed": "data" if value >= draws.IDENTIFIED else "prior",
+            })  # fmt: skip
+    return table
+
+

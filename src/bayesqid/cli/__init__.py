@@ -1,0 +1,47 @@
+"""Command line: parse, call, write. Exit 0 done, 2 bad input, 3 a check or cell failed, 130 Ctrl-C, 1 a bug."""
+
+import sys
+import textwrap
+
+import typer
+from typer.exceptions import TyperException
+
+from bayesqid.cli import level, measure, project, report, sample, show
+from bayesqid.errors import BadInput
+
+app = typer.Typer(
+    help="Measure what low-bit quantization costs a language model, infer its scaling law, project it.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+app.command()(measure.measure)
+app.command()(sample.sample)
+app.command()(project.project)
+app.command()(level.level)
+app.command()(report.report)
+app.add_typer(show.app, name="show")
+
+
+def _say(sentence: str) -> None:
+    print("\n".join(textwrap.wrap(sentence, 100)), file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; errors meant for people are one plain sentence on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except BadInput as error:
+        _say(f"bayesqid: {error}")
+        code = 2
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _say("bayesqid: stopped; what was finished is kept.")
+        code = 130
+    except TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message, file=sys.stderr)
+        else:
+            _say(f"bayesqid: {message} See bayesqid --help.")
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,49 @@
+"""`bayesqid sample`: parse, call, write."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def sample(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny)."),
+    ] = None,
+    law: Annotated[str, typer.Option(help="boxcox, ouyang or kumar.")] = "boxcox",
+    model: Annotated[str, typer.Option(help="hierarchical, pooled or independent.")] = "hierarchical",
+    engine: Annotated[str, typer.Option(help="nuts (reference) or laplace (fast).")] = "nuts",
+    prior: Annotated[Path | None, typer.Option(help="TOML file of priors; see bayesqid show laws.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)] = 0,
+    chains: Annotated[int, typer.Option(help="Chains.", min=2)] = 4,
+    draws: Annotated[int, typer.Option(help="Draws per chain.", min=50)] = 800,
+    tune: Annotated[int, typer.Option(help="Tuning steps per chain.", min=100)] = 500,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Posterior file to write.")] = Path("posterior.nc"),
+) -> None:
+    """Infer the posterior of a law from measurements (default: the published atlas)."""
+    import json
+    import shlex
+    import sys
+
+    from bayesqid import cells, files, laws
+    from bayesqid.importers import sources
+
+    chosen = laws.get(law)
+    if prior is not None:
+        chosen = laws.with_priors(chosen, sources.read_toml(prior))
+    joined = cells.check(cells.join([sources.read_cells(name) for name in data or ["atlas"]]))
+    print(f"{joined.sizes['cell']} cells, {int(joined['censored'].sum())} of them diverged.", file=sys.stderr)
+
+    from bayesqid.inference import sample as inference
+
+    tree = inference.sample(joined, chosen, model, engine, seed, chains, draws, tune)
+    tree.attrs["command"] = shlex.join(["bayesqid", *sys.argv[1:]])
+    files.write_netcdf(tree, output)
+    if tree.attrs["warning"]:
+        print(tree.attrs["warning"], file=sys.stderr)
+    checks = json.loads(tree.attrs["checks"])
+    print("\n".join(inference.summary(tree)))
+    print(f"Wrote {output}.")
+    if not all(checks.values()):
+        raise typer.Exit(3)

@@ -1,0 +1,1 @@
+"""Inference: cells to posterior. The only part that imports PyMC."""

@@ -1,0 +1,91 @@
+"""Hyper-parameters as one vector phi on the scale where their prior is standard normal.
+
+phi holds one entry per spread, one per scatter tau and, if free, one for lam. A half-normal spread is
+sd = scale * F^-1(Phi(phi)) with F the half-normal distribution function: where the data say little the posterior
+of phi is then close to Gaussian, which that of log sd is not.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from bayesqid.inference.problem import Problem
+
+# beyond this the normal distribution function is one in double precision; no posterior comes near
+LIMIT = 7.5
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Natural values of phi: spreads (one per partially pooled block), scatter tau per generation, lam."""
+
+    sd: np.ndarray
+    tau: np.ndarray
+    lam: float
+
+
+def scales(problem: Problem) -> np.ndarray:
+    """Half-normal scales of the spreads, then of the scatters."""
+    return np.concatenate([problem.spread_scales, np.full(len(problem.generations), problem.law.scatter)])
+
+
+def half_normal(phi, scale):
+    """Half-normal value of a standard normal phi."""
+    return -scale * ndtri(0.5 * ndtr(-np.clip(phi, -LIMIT, LIMIT)))
+
+
+def standard(value, scale):
+    """Inverse of `half_normal`."""
+    return np.clip(-ndtri(2 * ndtr(-value / scale)), -LIMIT, LIMIT)
+
+
+def unpack(problem: Problem, phi: np.ndarray) -> Hyper:
+    """Natural values of a vector phi."""
+    h, g = len(problem.spread_names), len(problem.generations)
+    natural = half_normal(phi[: h + g], scales(problem))
+    if isinstance(problem.law.lam, tuple):
+        mean, sd = problem.law.lam
+        return Hyper(natural[:h], natural[h:], float(mean + sd * phi[h + g]))
+    return Hyper(natural[:h], natural[h:], float(problem.law.lam))
+
+
+def pack(problem: Problem, natural: Hyper) -> np.ndarray:
+    """The vector phi of natural values."""
+    phi = standard(np.concatenate([natural.sd, natural.tau]), scales(problem))
+    if isinstance(problem.law.lam, tuple):
+        mean, sd = problem.law.lam
+        phi = np.append(phi, (natural.lam - mean) / sd)
+    return phi
+
+
+def start(problem: Problem) -> np.ndarray:
+    """A sensible phi to begin with: the prior medians."""
+    return np.zeros(len(problem.spread_names) + len(problem.generations) + problem.free_lam)
+
+
+def log_prior(phi: np.ndarray) -> float:
+    """Log prior density of phi, standard normal."""
+    return float(-0.5 * phi @ phi - 0.5 * phi.size * np.log(2 * np.pi))
+
+
+def coefficient_sd(problem: Problem, sd: np.ndarray) -> np.ndarray:
+    """Prior standard deviation of every coefficient, shape (..., p), for spreads of shape (..., number)."""
+    parts = []
+    for block in problem.blocks:
+        value = sd[..., block.hyper, None] if block.hyper is not None else np.full((*sd.shape[:-1], 1), block.sd)
+        parts.append(np.broadcast_to(value, (*sd.shape[:-1], block.count)))
+    return np.concatenate(parts, axis=-1)
+
+
+def log_half_normal(value, scale):
+    """Log density of HalfNormal(scale) at value > 0."""
+    return 0.5 * np.log(2 / np.pi) - np.log(scale) - 0.5 * (value / scale) ** 2
+
+
+def draw_prior(problem: Problem, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of (b, phi) from the prior, shapes (draws, p) and (draws, len(phi))."""
+    phi = rng.normal(size=(draws, start(problem).size))
+    sd = half_normal(phi[:, : len(problem.spread_names)], problem.spread_scales)
+    spread = coefficient_sd(problem, sd)
+    return problem.prior_mean() + spread * rng.normal(size=spread.shape), phi

@@ -1,0 +1,110 @@
+"""What `sample` promises: the fitted model, named checks, one file with everything."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from bayesqid import files, laws
+from bayesqid.inference import checks, sample, simulate
+
+GROUPS = {"posterior", "sample_stats", "log_likelihood", "log_prior", "prior", "posterior_predictive",
+          "observed_data", "constant_data", "cells"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tree():
+    p, _, _ = simulate.study(laws.get("boxcox"), "hierarchical", 8, simulate.grid(families=3, tokens=3, sizes=2))
+    return sample.sample(p.cells, laws.get("boxcox"), engine="laplace", seed=1, chains=2, draws=100)
+
+
+def test_the_tree_has_every_group_and_attribute_of_the_contract(tree):
+    assert set(tree.children) == GROUPS
+    assert tree.attrs["schema"] == "bayesqid-posterior/1"
+    for name in ("law", "model", "seed", "versions", "checks", "check_limits"):
+        assert name in tree.attrs
+    for name in ("mu", "sd", "theta", "log_k", "alpha", "beta", "gamma", "tau", "lam", "checkpoint_level"):
+        assert name in tree["posterior"]
+        assert name in tree["prior"]
+
+
+def test_the_tree_survives_the_disk(tree, tmp_path):
+    files.write_netcdf(tree, tmp_path / "p.nc")
+    back = files.open_tree(tmp_path / "p.nc")
+    for name in GROUPS:
+        xr.testing.assert_identical(tree[name].to_dataset(), back[name].to_dataset())
+    assert {k: str(v) for k, v in tree.attrs.items()} == {k: str(v) for k, v in back.attrs.items()}
+
+
+def test_named_views_are_the_rows_of_theta(tree):
+    for term in ("log_k", "alpha", "beta", "gamma"):
+        np.testing.assert_array_equal(tree["posterior"][term], tree["posterior"]["theta"].sel(term=term))
+
+
+def test_one_family_is_fitted_as_pooled_with_a_warning():
+    cells = simulate.grid(families=1)
+    model, warning = sample.choose_model(cells, "hierarchical")
+    assert model == "pooled"
+    assert "one family (F0)" in warning
+    assert sample.choose_model(simulate.grid(families=2), "hierarchical") == ("hierarchical", None)
+
+
+def test_the_same_seed_gives_the_same_posterior(tree):
+    again = sample.sample(tree["cells"].to_dataset(), laws.get("boxcox"), engine="laplace", seed=1, chains=2, draws=100)
+    np.testing.assert_array_equal(again["posterior"]["theta"], tree["posterior"]["theta"])
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [("divergences", 1.0), ("rhat", 1.02), ("ess_bulk", 300.0), ("ess_tail", np.nan), ("ebfmi", 0.2)]
+)
+def test_each_check_fails_alone_on_a_bad_value(name, bad):
+    good = {"divergences": 0.0, "rhat": 1.001, "ess_bulk": 900.0, "ess_tail": 900.0, "ebfmi": 0.8}
+    assert all(checks.passed(good).values())
+    result = checks.passed(good | {name: bad})
+    assert [key for key, passed in result.items() if not passed] == [name]
+
+
+def test_diagnostics_see_a_stuck_chain_and_count_divergences():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 500))
+    free = xr.Dataset({"x": (("chain", "draw"), values), "y": (("chain", "draw", "k"), rng.normal(size=(4, 500, 3)))})
+    stats = xr.Dataset({"diverging": (("chain", "draw"), np.zeros((4, 500))),
+                        "energy": (("chain", "draw"), rng.normal(size=(4, 500)))})  # fmt: skip
+    assert all(checks.passed(checks.worst(free, stats)).values())
+    values[0] += 3
+    stats["diverging"][0, 7] = 1
+    stuck = checks.worst(free, stats)
+    assert stuck["rhat"] > 1.2
+    assert stuck["divergences"] == 1
+
+
+def test_thinned_keeps_means_within_monte_carlo_error(tree):
+    from bayesqid.inference.posterior import thinned
+
+    small = thinned(tree, 50)
+    assert small["posterior"].sizes == {"chain": 1, "draw": 50, **{
+        k: v for k, v in tree["posterior"].sizes.items() if k not in ("chain", "draw")}}  # fmt: skip
+    beta = tree["posterior"]["mu"].sel(term="beta")
+    assert abs(float(small["posterior"]["mu"].sel(term="beta").mean() - beta.mean())) < 4 * float(beta.std()) / 50**0.5
+    assert json.loads(small.attrs["checks"]) == json.loads(tree.attrs["checks"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_nuts_and_the_fast_engine_agree_within_monte_carlo_error():
+    p, _, _ = simulate.study(laws.get("boxcox"), "hierarchical", 21, simulate.grid(families=3, tokens=3, sizes=2))
+    one = sample.sample(p.cells, laws.get("boxcox"), engine="nuts", seed=3, chains=2, draws=1000, tune=500)
+    other = sample.sample(p.cells, laws.get("boxcox"), engine="laplace", seed=4, chains=2, draws=1000)
+    from arviz_stats import ess
+
+    effective = json.loads(other.attrs["engine"])["importance_ess"]
+    for name in ("mu", "theta", "tau", "lam"):
+        a, b = one["posterior"][name], other["posterior"][name]
+        neff = ess(xr.Dataset({name: a}), method="bulk")[name].to_numpy()
+        sd = a.std(("chain", "draw")).to_numpy()
+        gap = np.abs((a.mean(("chain", "draw")) - b.mean(("chain", "draw"))).to_numpy())
+        # four standard errors of the difference, over some thirty parameters
+        assert np.all(gap < 4 * sd * np.sqrt(1 / neff + 1 / effective)), name
+        ratio = (b.std(("chain", "draw")) / a.std(("chain", "draw"))).to_numpy()
+        assert np.all(np.abs(np.log(ratio)) < 4 * np.sqrt(0.5 / np.minimum(neff, effective))), name
