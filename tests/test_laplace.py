@@ -81,3 +81,14 @@ def test_the_laplace_marginal_of_lam_finds_the_lam_that_made_the_data():
     spread = p.law.lam[1] * float(np.sqrt(mass @ (grid - mass @ grid) ** 2))
     assert abs(mean - truth) < 4 * spread
     assert spread < p.law.lam[1]
+
+
+def test_a_spread_of_almost_nothing_does_not_break_the_mode(study):
+    p, _, phi = study
+    flat = phi.copy()
+    flat[: len(p.spread_names)] = -7.4
+    found = laplace.conditional(p, flat, p.prior_mean() + 0.1, laplace.pairs(p))
+    assert np.isfinite(found.log_mass)
+    for block in p.blocks:
+        if block.hyper is not None:
+            assert np.all(np.abs(found.mode[block.where]) < 1e-6)

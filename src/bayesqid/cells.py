@@ -65,7 +65,7 @@ def from_table(table: "pd.DataFrame", source: Mapping[str, object]) -> xr.Datase
     """Cells of a derived table (`bayesqid.importers.tables.derive`); only its default rows, the others counted."""
     keep = table["default"].astype(bool).to_numpy()
     excluded = count_by_family(table["default_reason"].fillna("").where(~keep, ""), table["family"])
-    rows = table[keep]
+    rows: pd.DataFrame = table.loc[keep]
     columns = {name: rows[name].fillna("").to_numpy() for name in TEXTS if name in rows}
     columns |= {name: rows[name].to_numpy(dtype=float) for name in NUMBERS}
     nominal = np.isnan(columns["effective_bits"])

@@ -12,7 +12,7 @@ FAST_LIMITS = {"importance_ess": 100}
 
 def worst(free: xr.Dataset, stats: xr.Dataset) -> dict[str, float]:
     """The worst value of each diagnostic over every free parameter (`free`: dims chain, draw, ...)."""
-    from arviz_stats import bfmi, ess, rhat
+    from arviz_stats.sampling_diagnostics import bfmi, ess, rhat
 
     def extreme(values: xr.Dataset, take) -> float:
         flat = np.concatenate([np.atleast_1d(v.to_numpy()).ravel() for v in values.data_vars.values()])

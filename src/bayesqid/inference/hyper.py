@@ -6,6 +6,7 @@ of phi is then close to Gaussian, which that of log sd is not.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -18,11 +19,14 @@ LIMIT = 7.5
 
 @dataclass(frozen=True)
 class Hyper:
-    """Natural values of phi: spreads (one per partially pooled block), scatter tau per generation, lam."""
+    """Natural values of phi: spreads (one per partially pooled block), scatter tau per generation, lam.
+
+    Of one phi or of many: then all three have the same leading dimensions.
+    """
 
     sd: np.ndarray
     tau: np.ndarray
-    lam: float
+    lam: Any
 
 
 def scales(problem: Problem) -> np.ndarray:

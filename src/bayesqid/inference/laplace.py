@@ -8,18 +8,21 @@ the effective number of importance draws, which is always reported.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy import stats
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import logsumexp
-from scipy.stats import multivariate_t
 
 from bayesqid.inference import hyper
 from bayesqid.inference.problem import Problem
 
 NEWTON_LIMIT = 60
 DEGREES = 6
+# the prior of phi is standard normal: what lies further out is given up, 2e-9 of its mass in every direction
+EDGE = 6.0
 
 
 @dataclass(frozen=True)
@@ -58,40 +61,47 @@ def log_joint_b(problem: Problem, weights, b, mean, sd, tau) -> float:
 
 
 def conditional(problem: Problem, phi: np.ndarray, begin: np.ndarray, where: np.ndarray) -> Conditional:
-    """Newton's method on b for given phi, started at `begin`; `where` from `pairs`."""
+    """Newton's method on b for given phi, started at `begin`; `where` from `pairs`.
+
+    It works on z = (b - mean) / sd, where the precision is the identity plus what the data add: definite to rounding
+    however small a spread is.
+    """
     natural = hyper.unpack(problem, phi)
     weights = problem.weights(natural.lam)
-    sd = hyper.coefficient_sd(problem, natural.sd)
-    mean = problem.prior_mean()
+    sd, mean = hyper.coefficient_sd(problem, natural.sd), problem.prior_mean()
+    offset = (weights * mean[problem.index]).sum(axis=1)
+    scaled = weights * sd[problem.index]
     p, flat = problem.size, problem.index.ravel()
-    outer = weights[:, :, None] * weights[:, None, :]
-    b = begin
+    outer = scaled[:, :, None] * scaled[:, None, :]
+    z = (begin - mean) / sd
+
+    def at(z):
+        return offset + (scaled * z[problem.index]).sum(axis=1)
+
     for _ in range(NEWTON_LIMIT):
-        eta = (weights * b[problem.index]).sum(axis=1)
-        density, first, second, _ = problem.log_likelihood(eta, natural.tau)
-        z = (b - mean) / sd
+        density, first, second, _ = problem.log_likelihood(at(z), natural.tau)
         value = density.sum() - 0.5 * z @ z
         # a cell whose density is convex here (possible only far from the data) must not make the precision indefinite
         curvature = np.maximum(-second, 1e-8)
         precision = np.bincount(where, (curvature[:, None, None] * outer).ravel(), p * p).reshape(p, p)
-        precision[np.diag_indices(p)] += 1 / sd**2
-        gradient = np.bincount(flat, (weights * first[:, None]).ravel(), p) - (b - mean) / sd**2
+        precision[np.diag_indices(p)] += 1
+        gradient = np.bincount(flat, (scaled * first[:, None]).ravel(), p) - z
         factor = cholesky(precision, lower=True, check_finite=False)
         step = cho_solve((factor, True), gradient, check_finite=False)
         if gradient @ step < 1e-8:
             break
         length = 1.0
         while length > 1e-4:
-            trial = b + length * step
-            eta = (weights * trial[problem.index]).sum(axis=1)
-            z = (trial - mean) / sd
-            if problem.log_likelihood(eta, natural.tau)[0].sum() - 0.5 * z @ z > value - 1e-10:
+            trial = z + length * step
+            if problem.log_likelihood(at(trial), natural.tau)[0].sum() - 0.5 * trial @ trial > value - 1e-10:
                 break
             length /= 2
-        b = b + length * step
+        z = z + length * step
         if gradient @ step < 1e-5:
             break
+    b = mean + sd * z
     joint = log_joint_b(problem, weights, b, mean, sd, natural.tau)
+    factor = factor / sd[:, None]
     log_mass = joint + 0.5 * p * np.log(2 * np.pi) - np.log(np.diag(factor)).sum()
     return Conditional(b, factor, joint, float(log_mass))
 
@@ -181,8 +191,8 @@ def negative_hessian(problem: Problem, phi: np.ndarray, b: np.ndarray, where: np
 def gaussian_start(problem: Problem, where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mode of phi, covariance there, and the mode of b: the first proposal."""
     phi, b = settle(problem)
-    found = minimize(lambda x: -log_marginal(problem, x, b, where), phi, method="BFGS",
-                     options={"maxiter": 15, "gtol": 0.3, "eps": 1e-2})  # fmt: skip
+    found = minimize(lambda x: -log_marginal(problem, x, b, where), phi, method="L-BFGS-B",
+                     bounds=[(-EDGE + 1, EDGE - 1)] * phi.size, options={"maxiter": 15, "eps": 1e-2})  # fmt: skip
     b = conditional(problem, found.x, b, where).mode
     values, vectors = np.linalg.eigh(negative_hessian(problem, found.x, b, where))
     # the prior alone has curvature 1 in every direction; less than that is the noise of the differences
@@ -198,10 +208,17 @@ def fit(problem: Problem, draws: int, seed: int, proposals: int = 300, rounds: i
     rng = np.random.default_rng(seed)
     where = pairs(problem)
     center, covariance, b = gaussian_start(problem, where)
+    multivariate_t: Any = stats.multivariate_t
     mean, all_phi, all_b, joint, conditional_log, mixtures = problem.prior_mean(), [], [], [], [], []
     for _ in range(rounds):
         mixtures.append(multivariate_t(center, covariance, df=DEGREES))
         for candidate in np.atleast_2d(mixtures[-1].rvs(proposals, random_state=rng)):
+            if np.abs(candidate).max() > EDGE:
+                all_phi.append(candidate)
+                all_b.append(b)
+                joint.append(-np.inf)
+                conditional_log.append(-np.inf)
+                continue
             natural = hyper.unpack(problem, candidate)
             local = conditional(problem, candidate, b, where)
             noise = rng.normal(size=problem.size)

@@ -20,7 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 import pymc as pm
-import pytensor.tensor as pt
+import pytensor.tensor as tensor
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache_key
@@ -29,6 +29,8 @@ from bayesqid import laws, likelihood
 from bayesqid.inference import hyper, laplace
 from bayesqid.inference.problem import Problem
 
+# PyTensor gives its symbols no static types that a checker can follow
+pt: Any = tensor
 _compile: Any = numba.njit(nogil=True, fastmath=False, error_model="numpy")
 _marginal = _compile(likelihood.marginal)
 
@@ -51,7 +53,7 @@ class _Marginal(Op):
         """All outputs are as long as eta."""
         return [shapes[5]] * 4
 
-    def pullback(self, inputs, outputs, cotangents):
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any):
         """Only the log density is differentiated, and only in eta and tau."""
         zeros = [pt.zeros_like(x) for x in inputs[:5]]
         return [*zeros, cotangents[0] * outputs[1], cotangents[0] * outputs[3]]
@@ -92,9 +94,9 @@ class _Product(Op):
         """As long as the matrix has rows."""
         return [(shapes[0][0],)]
 
-    def pullback(self, inputs, outputs, cotangents):
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any):
         """Only the vector is differentiated."""
-        return [pt.zeros_like(inputs[0]), self(inputs[0].T, cotangents[0])]
+        return [pt.zeros_like(inputs[0]), product_op(inputs[0].T, cotangents[0])]
 
 
 @register_funcify_default_op_cache_key(_Product)
@@ -106,7 +108,8 @@ def _product_in_numba(op, **kwargs):
     return product
 
 
-marginal_op, product_op = _Marginal(), _Product()
+marginal_op: Any = _Marginal()
+product_op: Any = _Product()
 # coordinate -> stage: what confounds with the levels of an earlier stage stands in a later one
 STAGE = {"family": 1, "generation": 1, "quantizer": 2, "checkpoint": 3, "source_method": 3}
 
@@ -140,7 +143,7 @@ def whiten(problem: Problem) -> Whitening:
     prior2 = hyper.coefficient_sd(problem, hyper.unpack(problem, phi).sd) ** 2
     deviation = found.mode - problem.prior_mean()
     error2, stages = np.empty(problem.size), []
-    for _, group in groupby(problem.blocks, key=lambda block: None if block.hyper is None else STAGE[block.by]):
+    for _, group in groupby(problem.blocks, key=lambda block: 0 if block.hyper is None else STAGE[block.by or ""]):
         blocks = tuple(group)
         start, stop = blocks[0].start, blocks[-1].where.stop
         where, before = slice(start, stop), slice(0, start)
@@ -163,19 +166,19 @@ def build(problem: Problem, whitening: Whitening) -> pm.Model:
     coords = {"spread": problem.spread_names, "generation": problem.generations, "coefficient": range(problem.size)}
     with pm.Model(coords=coords) as model:
 
-        def data(name, values):
+        def data(name, values) -> Any:
             # inputs, not constants: large constants would be compiled into the program, and a program without them
             # is found again in numba's cache; a known shape saves the checks of an unknown one
             return pm.Data(name, values, shape=values.shape)
 
         # half-normals as functions of standard normals, see inference/hyper.py: no funnel in their own logarithm
-        phi_sd = pm.Normal("phi_sd", dims="spread")
-        sd = pm.Deterministic("sd", _half_normal(phi_sd, problem.spread_scales), dims="spread")
+        phi_sd: Any = pm.Normal("phi_sd", dims="spread")
+        sd: Any = pm.Deterministic("sd", _half_normal(phi_sd, problem.spread_scales), dims="spread")
         phi_tau = pm.Normal("phi_tau", dims="generation")
-        tau = pm.Deterministic("tau", _half_normal(phi_tau, law.scatter), dims="generation")
+        tau: Any = pm.Deterministic("tau", _half_normal(phi_tau, law.scatter), dims="generation")
         lam: Any = pm.Normal("lam", *law.lam) if isinstance(law.lam, tuple) else law.lam
 
-        z = pm.Flat("z", dims="coefficient")
+        z: Any = pm.Flat("z", dims="coefficient")
         # every coefficient's spread by one gather: the free ones, then those that the prior fixes
         fixed_sd = [block.sd for block in problem.blocks if block.hyper is None]
         spread_of, fixed = [], 0
@@ -196,7 +199,7 @@ def build(problem: Problem, whitening: Whitening) -> pm.Model:
             parts.append(gain[where] * observed + width[where] * rotated)
         u = pt.concatenate(parts)
         pm.Potential("prior_of_block", (0.5 * pt.log1p(-gain) - 0.5 * u**2 / variance).sum())
-        b = pm.Deterministic("b", data("prior_mean", problem.prior_mean()) + u, dims="coefficient")
+        b: Any = pm.Deterministic("b", data("prior_mean", problem.prior_mean()) + u, dims="coefficient")
 
         # measured cells first, diverged ones after them: two contiguous pieces
         order = np.concatenate([m.nonzero()[0], d.nonzero()[0]])
@@ -212,7 +215,8 @@ def build(problem: Problem, whitening: Whitening) -> pm.Model:
         pm.Potential("measured", marginal_op(*inputs, eta[:seen], scatter[:seen])[0].sum())
         if d.any():
             beyond = (eta[seen:] - data("point", problem.point)) / scatter[seen:]
-            pm.Potential("diverged", pm.logcdf(pm.Normal.dist(0, 1), beyond).sum())
+            log_tail: Any = pm.logcdf(pm.Normal.dist(0, 1), beyond)
+            pm.Potential("diverged", log_tail.sum())
     return model
 
 

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -24,7 +25,7 @@ def named(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Dataset:
     families = tuple(problem.centers["family"])
     shape = b.shape[:2]
 
-    def levels(name: str):
+    def levels(name: str) -> Any:
         block = problem.block(name)
         return None if block is None else b[..., block.where] @ block.contrasts.T
 

@@ -115,7 +115,7 @@ def summary(tree: xr.DataTree) -> list[str]:
     failed = [name for name, good in checks.items() if not good]
     lines = [f"Checks failed: {', '.join(failed)}." if failed else "All checks passed."]
     lines.append(f"Law {tree.attrs['law']}, model {tree.attrs['model']}; mean and equal-tailed 90 % interval:")
-    mu = tree["posterior"]["mu"]
+    mu = tree["posterior"].to_dataset()["mu"]
     for term in mu["term"].values:
         values = mu.sel(term=term).to_numpy()
         low, high = np.quantile(values, [0.05, 0.95])
