@@ -23,12 +23,24 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def writable(path: str | Path) -> Path:
+    """The same path if a file can be made there, else `BadInput`: better said before the work than after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: name a file in it to write to.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise BadInput(f"{path} cannot be written, because {folder} is no folder to write in: name another place.")
+    return path
+
+
 def write_aside(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary neighbour of `path`, flush it to disk, then rename it over `path`.
 
-    The rename is atomic on one file system, so a reader sees the old file or the whole new one.
+    The rename is atomic on one file system, so a reader sees the old file or the whole new one. `BadInput` where no
+    file can be made.
     """
-    path = Path(path)
+    path = writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

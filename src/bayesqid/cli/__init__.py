@@ -1,5 +1,6 @@
 """Command line: parse, call, write. Exit 0 done, 2 bad input, 3 a check or cell failed, 130 Ctrl-C, 1 a bug."""
 
+import os
 import sys
 import textwrap
 
@@ -29,8 +30,16 @@ def main() -> None:
     """Run the command line; errors meant for people are one plain sentence on stderr."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except BadInput as error:
         _say(f"bayesqid: {error}")
+        code = 2
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough; nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        where = error.filename or "A file"
+        _say(f"bayesqid: {where} cannot be read or written ({error.strerror or error}): name another or mend this one.")
         code = 2
     except typer.Exit as stop:
         code = stop.exit_code

@@ -39,7 +39,7 @@ def measure(
     """Measure how much quantization raises the loss of a suite's checkpoints or of one model."""
     import json
 
-    from bayesqid import measurements
+    from bayesqid import files, measurements
     from bayesqid.measure import plan as planning
     from bayesqid.measure import run
 
@@ -54,7 +54,7 @@ def measure(
     facts = {"family": family, "tokens": tokens, "lr_phase": lr_phase, "called": name}
     names = None if recipes is None else recipes.split(",")
     plan = planning.make(target, names, device, settings, facts, text, calibration, tokenizer)
-    data = run.run(plan, output, jobs)
+    data = run.run(plan, files.writable(output), jobs)
     result = run.summary(data, output)
     typer.echo(json.dumps(result) if as_json else measurements.table(data))
     for where, reason in result["failures"].items():

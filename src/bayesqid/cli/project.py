@@ -50,10 +50,13 @@ def project(
     targets = answer.targets(found, tokens, params, known, bits, recipes, method, family, new_family, lr_phase)
     result = answer.project(found, targets, band)
     result.attrs["command"] = shlex.join(["bayesqid", *sys.argv[1:]])
-    print(json.dumps(answer.as_json(result), allow_nan=False) if as_json else answer.as_text(result))
     if output is not None:
-        from bayesqid import files, report
+        from bayesqid import files
 
         files.write_netcdf(result, output / "projection.nc")
+    print(json.dumps(answer.as_json(result), allow_nan=False) if as_json else answer.as_text(result))
+    if output is not None:
+        from bayesqid import report
+
         page = report.write(found, result, output)
         print(f"Report: {page}", file=sys.stderr if as_json else sys.stdout)

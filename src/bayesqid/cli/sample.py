@@ -29,6 +29,7 @@ def sample(
     from bayesqid import cells, files, laws
     from bayesqid.importers import sources
 
+    files.writable(output)
     chosen = laws.get(law)
     if prior is not None:
         chosen = laws.with_priors(chosen, sources.read_toml(prior))

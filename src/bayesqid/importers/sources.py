@@ -32,8 +32,4 @@ def read_cells(name: str) -> xr.Dataset:
     source = {"name": name, "sha256": files.sha256_file(path)}
     if path.suffix == ".csv":
         return cells.from_table(tables.read_table(path), source)
-    data = files.open_dataset(path)
-    if data.attrs.get("schema") != measurements.SCHEMA:
-        found = data.attrs.get("schema")
-        raise BadInput(f"{path} has schema {found!r}, not {measurements.SCHEMA}: give a file that `measure` wrote.")
-    return cells.from_measurements(data, source)
+    return cells.from_measurements(measurements.read(path), source)

@@ -11,6 +11,7 @@ import xarray as xr
 
 from bayesqid import cells as cells_module
 from bayesqid import laws
+from bayesqid.errors import BadInput
 from bayesqid.inference import checks, hyper, laplace, posterior, problem
 
 CHAINS, DRAWS, TUNE = 4, 800, 500
@@ -97,8 +98,10 @@ def sample(
 ) -> xr.DataTree:  # fmt: skip
     """Posterior of `law` given `cells` as a DataTree of design's contract, checks in `attrs["checks"]`.
 
-    Raises `BadInput` for cells that inference cannot use or an unknown model.
+    Raises `BadInput` for cells that inference cannot use or an unknown model or engine.
     """
+    if engine not in ENGINES:
+        raise BadInput(f"There is no engine {engine!r}: choose one of {', '.join(ENGINES)}.")
     fitted, warning = choose_model(cells_module.check(cells), model)
     p = problem.build(cells, law, fitted)
     run = ENGINES[engine](p, seed, chains, draws, tune)
