@@ -108,3 +108,21 @@ def test_nuts_and_the_fast_engine_agree_within_monte_carlo_error():
         assert np.all(gap < 4 * sd * np.sqrt(1 / neff + 1 / effective)), name
         ratio = (b.std(("chain", "draw")) / a.std(("chain", "draw"))).to_numpy()
         assert np.all(np.abs(np.log(ratio)) < 4 * np.sqrt(0.5 / np.minimum(neff, effective))), name
+
+
+@pytest.mark.slow
+def test_the_fast_engine_agrees_with_the_bundled_nuts_posterior_of_the_atlas():
+    from bayesqid import bundled
+    from bayesqid.importers import sources
+
+    nuts = files.open_tree(bundled.data_dir() / "posterior.nc")
+    assert all(json.loads(nuts.attrs["checks"]).values())
+    cells = sources.read_cells("atlas")
+    fast = sample.sample(cells, laws.get("boxcox"), engine="laplace", seed=7, chains=4, draws=500)
+    effective = min(json.loads(fast.attrs["engine"])["importance_ess"], 400)
+    for name in ("mu", "theta", "tau", "lam", "covariate"):
+        a, b = nuts["posterior"][name], fast["posterior"][name]
+        sd = a.std(("chain", "draw")).to_numpy()
+        gap = np.abs((a.mean(("chain", "draw")) - b.mean(("chain", "draw"))).to_numpy())
+        # the thinned draws are nearly independent; four standard errors over some fifty parameters
+        assert np.all(gap < 4 * sd * np.sqrt(1 / 400 + 1 / effective)), name

@@ -14,6 +14,9 @@ from bayesqid.errors import BadInput
 
 SCHEMA = "bayesqid-posterior/1"
 BUNDLED = "posterior.nc"
+# what an answer reads of a posterior
+GROUPS = ("posterior", "prior", "constant_data", "cells")
+ATTRS = ("law", "model", "checks")
 IDENTIFIED = 0.2
 
 
@@ -84,6 +87,9 @@ def read(path: str | None = None) -> Posterior:
     if tree.attrs.get("schema") != SCHEMA:
         found = tree.attrs.get("schema")
         raise BadInput(f"{where} has schema {found!r}, not {SCHEMA}: give a file that `bayesqid sample` wrote.")
+    absent = [name for name in GROUPS if name not in tree.children] + [name for name in ATTRS if name not in tree.attrs]
+    if absent:
+        raise BadInput(f"{where} lacks {absent[0]}: sample it again.")
     return Posterior(tree, flatten(tree["posterior"].to_dataset()), str(where), files.sha256_file(where), origin)
 
 

@@ -31,10 +31,12 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # Typer turns Ctrl-C inside a command into this code
+            raise KeyboardInterrupt
     except BadInput as error:
         _say(f"bayesqid: {error}")
         code = 2
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough; nothing more can be said there
+    except (BrokenPipeError, SystemExit):  # Typer's way too when the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
