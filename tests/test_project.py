@@ -213,7 +213,7 @@ SURE, UNSURE = {"terms": {"beta": np.array([0.39, 0.41])}}, {"terms": {"beta": n
      (GOOD, UNSURE, True, "not identified"), (BAD, SURE, False, "checks failed"), (BAD, UNSURE, True, "checks failed")],
 )  # fmt: skip
 def test_the_verdict_is_the_first_that_holds(checks, beta, outside, want):
-    assert project.verdict(make(size=2, checks=checks, **beta), outside) == want
+    assert project.verdict(make(size=2, checks=checks, **beta), [None], outside) == want
 
 
 def test_contraction_compares_variances():
@@ -331,3 +331,12 @@ def test_a_posterior_file_is_named_or_here_or_bundled_and_never_guessed(tmp_path
     files.write_netcdf(xr.DataTree(xr.Dataset(attrs={"schema": "other/1"})), tmp_path / "wrong.nc")
     with pytest.raises(BadInput, match="schema 'other/1'"):
         draws.read("wrong.nc")
+
+
+def test_a_new_family_rests_on_the_prior_where_families_are_independent():
+    posterior = make(size=400)
+    tree = posterior.tree.copy()
+    tree.attrs["model"] = "independent"
+    independent = replace(posterior, tree=tree)
+    assert not project.informed(independent, None)
+    assert project.informed(posterior, None)

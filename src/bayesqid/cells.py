@@ -83,8 +83,12 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
     """
     from bayesqid import measurements
 
-    manifest = json.loads(data.attrs["manifest"])
-    protocol = manifest["protocol"]
+    try:
+        manifest = json.loads(data.attrs["manifest"])
+        suite, protocol = manifest["suite"], manifest["protocol"]
+        text, context = protocol["text"], float(protocol["context"])
+    except (ValueError, KeyError, TypeError):
+        raise BadInput("The measurements lack suite, text or context in their manifest: measure again.") from None
     qid = measurements.qid(data)
     grid = xr.Dataset({"qid": qid, "qid_se": measurements.qid_se(data), "status": data["status"],
                        "effective_bits": data["effective_bits"]})  # fmt: skip
@@ -118,9 +122,9 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
         "group_size": recipe["group_size"].to_numpy(),
         "effective_bits": bits,
         "per_channel": recipe["group_size"].to_numpy() == -1,
-        "eval_dataset": np.full(method.size, protocol["text"]),
-        "ctx_len": np.full(method.size, float(protocol["context"])),
-        "source": np.full(method.size, f"measured: {manifest['suite']}"),
+        "eval_dataset": np.full(method.size, text),
+        "ctx_len": np.full(method.size, context),
+        "source": np.full(method.size, f"measured: {suite}"),
         "loss16": of("loss16"),
         "headroom": np.log(per_checkpoint["vocab_size"].astype(float)) - of("loss16"),
         "qid": of("qid"),

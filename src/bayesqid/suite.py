@@ -16,6 +16,7 @@ from bayesqid import bundled
 from bayesqid.errors import BadInput
 
 PHASES = ("constant", "decaying", "annealed", "unknown")
+MOST_STEPS = 100_000  # per run and model; more is a slip of the pen and would fill the memory
 ANNEALED = 0.999  # share of the decay done: the last public checkpoint often lies a step before the end
 
 
@@ -142,15 +143,23 @@ def _load(path: Path) -> Suite:
     }
     schedules = raw.get("schedule", {})
     listed = _listed(folder / raw["checkpoints"], folder) if "checkpoints" in raw else ()
+    try:
+        generated = _generated(raw, path.name)
+        words = tuple((f"{name}: {_in_words(s)}", s["status"]) for name, s in schedules.items())
+    except BadInput:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as fault:
+        # the types of the keys are checked, not every combination of their values
+        raise BadInput(f"{path.name} cannot be expanded into checkpoints ({fault!r}): mend its numbers.") from None
     return Suite(
         name=raw["name"],
         title=raw["title"],
-        checkpoints=listed + _generated(raw, path.name),
+        checkpoints=listed + generated,
         recipes=tuple(raw["recipes"]),
         text=Text(**(text | places)),
         source=path,
         notes=tuple(raw.get("notes", ())),
-        schedules=tuple((f"{name}: {_in_words(s)}", s["status"]) for name, s in schedules.items()),
+        schedules=words,
         exclusions=tuple((f"{e['hub']}: {e['reason']}", e["source"]) for e in raw.get("exclude", ())),
     )
 
@@ -173,6 +182,9 @@ def _check(raw: dict, file: str) -> None:
             _check_table(table, kind, file, f"[[{kind}]] {number}")
             if "steps" in table:
                 _check_table(table["steps"], "steps", file, f"steps of [[{kind}]] {number}")
+    for item in raw["recipes"]:
+        if not isinstance(item, str):
+            raise BadInput(f"{file}: recipes holds {item!r:.40}, which is no text such as \"rtn-w3\".")
     used = [t["schedule"] for kind in ("model", "run") for t in raw.get(kind, ()) if "schedule" in t]
     for name in used:
         if name not in raw.get("schedule", {}):
@@ -269,7 +281,10 @@ def _steps(spec: dict, model: dict) -> list[int]:
     if "start" in spec:
         every = model.get("every", spec.get("every", 1))
         stop = model.get("last", spec.get("stop", spec["start"]))
-        steps += range(max(spec["start"], every) if "every" in model else spec["start"], stop + 1, every)
+        regular = range(max(spec["start"], every) if "every" in model else spec["start"], stop + 1, every)
+        if regular[MOST_STEPS:]:
+            raise BadInput(f"Steps {spec['start']} to {stop} by {every} are more than {MOST_STEPS}: list fewer.")
+        steps += regular
     if "last" in model and model["last"] not in steps:
         steps.append(model["last"])
     return steps

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from bayesqid import bundled, files, laws, methods
+from bayesqid import bundled, cells, files, laws, methods
 from bayesqid.errors import BadInput
 
 SCHEMA = "bayesqid-posterior/1"
@@ -90,7 +90,24 @@ def read(path: str | None = None) -> Posterior:
     absent = [name for name in GROUPS if name not in tree.children] + [name for name in ATTRS if name not in tree.attrs]
     if absent:
         raise BadInput(f"{where} lacks {absent[0]}: sample it again.")
+    try:
+        whole = _whole(tree)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise BadInput(f"{where} is damaged: its law, draws or cells do not fit together; sample it again.")
     return Posterior(tree, flatten(tree["posterior"].to_dataset()), str(where), files.sha256_file(where), origin)
+
+
+def _whole(tree: xr.DataTree) -> bool:
+    """Whether the draws are finite numbers under the law's own labels, and the cells usable; netCDF has no checksum."""
+    law, sample = laws.get(tree.attrs["law"]), tree["posterior"].to_dataset()
+    cells.check(tree["cells"].to_dataset())
+    labels = {"term": law.term_names, "covariate_name": [c.name for c in law.covariates],
+              "effect": [e.name for e in law.effects]}  # fmt: skip
+    fit = all(list(sample[dim].values) == list(names) for dim, names in labels.items())
+    finite = all(np.isfinite(values.to_numpy().astype(float)).all() for values in sample.data_vars.values())
+    return fit and finite and isinstance(json.loads(tree.attrs["checks"]), dict)
 
 
 def flatten(sample: xr.Dataset) -> xr.Dataset:

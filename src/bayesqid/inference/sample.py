@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 from bayesqid import cells as cells_module
 from bayesqid import laws
@@ -104,7 +105,9 @@ def sample(
         raise BadInput(f"There is no engine {engine!r}: choose one of {', '.join(ENGINES)}.")
     fitted, warning = choose_model(cells_module.check(cells), model)
     p = problem.build(cells, law, fitted)
-    run = ENGINES[engine](p, seed, chains, draws, tune)
+    # matrices of a few hundred rows: threads inside them cost more than they bring
+    with threadpool_limits(1):
+        run = ENGINES[engine](p, seed, chains, draws, tune)
     extra = {
         "checks": json.dumps(run.checks), "check_limits": json.dumps(checks.LIMITS | checks.FAST_LIMITS),
         "engine": json.dumps(run.record), "asked_model": model, "warning": warning or "",
