@@ -50,5 +50,5 @@ def level(
         if family is None and not new_family and known["family"] in fitted.families:
             family = known["family"]
     result = answer.level(fitted, float(params or 0), observed, method, family, bounds)
-    typer.echo(f"posterior: {fitted.path} ({fitted.origin})", err=True)
+    typer.echo(f"Posterior: {fitted.path} ({fitted.origin}).", err=True)
     typer.echo(json.dumps(answer.as_json(result), allow_nan=False) if as_json else answer.as_text(result))

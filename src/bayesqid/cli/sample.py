@@ -36,6 +36,9 @@ def sample(
     joined = cells.check(cells.join([sources.read_cells(name) for name in data or ["atlas"]]))
     print(f"{joined.sizes['cell']} cells, {int(joined['censored'].sum())} of them diverged.", file=sys.stderr)
 
+    if engine == "nuts":
+        print("The first run on a machine compiles the model for about a minute; later ones find it.", file=sys.stderr)
+
     from bayesqid.inference import sample as inference
 
     tree = inference.sample(joined, chosen, model, engine, seed, chains, draws, tune)

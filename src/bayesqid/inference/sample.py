@@ -1,6 +1,7 @@
 """Sample the posterior of a law from cells: by NUTS (the reference) or by the fast engine."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -44,8 +45,9 @@ def nuts(p: problem.Problem, seed: int, chains: int, draws: int, tune: int) -> R
     run = None
     for attempt, target in enumerate(TARGETS):
         tree = nutpie.sample(
-            compiled, draws=draws * (attempt + 1), tune=tune * (attempt + 1), chains=chains, cores=min(chains, 2),
-            seed=seed + attempt, target_accept=target, progress_bar=sys.stderr.isatty(), save_warmup=False,
+            compiled, draws=draws * (attempt + 1), tune=tune * (attempt + 1), chains=chains,
+            cores=min(chains, os.cpu_count() or 1), seed=seed + attempt, target_accept=target,
+            progress_bar=sys.stderr.isatty(), save_warmup=False,
         )  # fmt: skip
         sample, stats = tree["posterior"].to_dataset(), _numbers(tree["sample_stats"].to_dataset())
         free = [name for name in ("sd", "tau", "lam", "b") if name in sample]
