@@ -220,12 +220,8 @@ def test_contraction_compares_variances():
     """Prior draws -1 and 1: variance 1; posterior 0.4 -+ 0.3: 0.09."""
     posterior = make(size=2, terms={"beta": np.array([0.1, 0.7])})
     assert draws.contraction(posterior, "mu", "beta") == pytest.approx(1 - 0.09)
-    table = {row["parameter"]: row for row in project.contraction_table(posterior)}
-    assert len(table) == 8
-    assert table["population mean of beta"]["contraction"] == pytest.approx(0.91)
-    assert table["population mean of beta"]["informed"] == "data"
-    idle = {row["parameter"]: row for row in project.contraction_table(make(size=2, **UNSURE))}
-    assert idle["population mean of beta"]["informed"] == "prior"
+    assert project.informed(posterior, None)
+    assert not project.informed(make(size=2, **UNSURE), None)
 
 
 def test_the_object_has_the_keys_of_the_contract_and_no_nan():

@@ -271,21 +271,3 @@ def targets(
         for size in sizes
         for text, width in kinds
     ]
-
-
-def contraction_table(posterior: Posterior) -> list[dict]:
-    """Mean, 90 % interval and contraction of every population mean and spread; under 0.2 it reads "prior"."""
-    table = []
-    for name, label in (("mu", "population mean"), ("sd", "spread between families")):
-        for term in posterior.law.term_names:
-            sample = posterior.sample[name].sel(term=term).to_numpy()
-            value = draws.contraction(posterior, name, term)
-            low, high = np.quantile(sample, [0.05, 0.95])
-            table.append({
-                "parameter": f"{label} of {term}", "term": term, "kind": name, "mean": float(sample.mean()),
-                "lower90": float(low), "upper90": float(high), "contraction": float(value),
-                "informed": "data" if value >= draws.IDENTIFIED else "prior",
-            })  # fmt: skip
-    return table
-
-

@@ -57,9 +57,9 @@ EXCLUDED = {
 }
 
 
-def uniform_bits(bits: float, group: float, symmetric: bool = False) -> float:
-    """Stored bits per weight of a uniform grid in groups of g: b + (16 + b)/g; symmetric: b + 16/g."""
-    return bits + (16 + (0 if symmetric else bits)) / group
+def uniform_bits(bits, group, symmetric=False):
+    """Stored bits per weight of a uniform grid in groups of g: b + (16 + b)/g, symmetric b + 16/g."""
+    return bits + (16 + bits * (1 - symmetric)) / group
 
 
 def read_table(path: str | Path) -> "pd.DataFrame":
@@ -238,8 +238,8 @@ def _find_scales(frame: "pd.DataFrame") -> None:
     uniform = frame["effective_bits"].isna() & keys.isin(list(methods.UNIFORM))
     symmetric = frame["method_printed"].str.casefold().str.endswith("-sym")
     span = groups.where(groups > 0, frame["width"].where(groups == -1))
-    overhead = (16 + frame["bits"].where(~symmetric, 0)) / span
-    frame["effective_bits"] = frame["effective_bits"].where(~uniform, (frame["bits"] + overhead).round(4))
+    stored = uniform_bits(frame["bits"], span, symmetric).round(4)
+    frame["effective_bits"] = frame["effective_bits"].where(~uniform, stored)
 
 
 def _weigh(frame: "pd.DataFrame") -> None:

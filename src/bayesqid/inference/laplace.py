@@ -32,7 +32,6 @@ class Conditional:
 
     mode: np.ndarray
     factor: np.ndarray
-    log_joint: float
     log_mass: float
 
 
@@ -104,14 +103,14 @@ def conditional(problem: Problem, phi: np.ndarray, begin: np.ndarray, where: np.
     joint = log_joint_b(problem, weights, b, mean, sd, natural.tau)
     factor = factor / sd[:, None]
     log_mass = joint + 0.5 * p * np.log(2 * np.pi) - np.log(np.diag(factor)).sum()
-    return Conditional(b, factor, joint, float(log_mass))
+    return Conditional(b, factor, float(log_mass))
 
 
 def settle(problem: Problem, steps: int = 40) -> tuple[np.ndarray, np.ndarray]:
     """A phi near the mode of its marginal posterior, with the mode of b there.
 
     Spreads move by the fixed point of their Laplace gradient (expected squared deviations under the conditional
-    Gaussian, with the half-normal prior), scatters by that of theirs; lam by a few golden steps on its profile.
+    Gaussian, with the half-normal prior), scatters by that of theirs; lam by a damped Newton step on its profile.
     """
     where, phi = pairs(problem), hyper.start(problem)
     b = problem.prior_mean()
