@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -13,11 +14,12 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 
 import tinymodels
-from bayesqid import measurements
+from bayesqid import files, measurements
 from bayesqid.errors import BadInput
+from bayesqid.measure import blocks, calibrate, run, together
 from bayesqid.measure import checkpoint as one
 from bayesqid.measure import plan as planning
-from bayesqid.measure import run
+from bayesqid.measure.quantizers import gptq
 from bayesqid.recipe import effective_bits, parse
 
 MODELS = {"neox1": ("neox", 1), "llama2": ("llama", 2), "opt3": ("opt", 3), "gpt4": ("gpt2", 4)}
@@ -170,7 +172,7 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(long_suite, tmp_p
     )
 
 
-def test_a_broken_checkpoint_fails_alone_with_its_reason(tmp_path):
+def test_a_broken_checkpoint_fails_alone_with_its_reason(tmp_path, monkeypatch):
     suite = tinymodels.suite(tmp_path / "s", {"good": ("neox", 1), "bad": ("llama", 2)}, ["rtn-w3"])
     file = suite.parent / "bad" / "model.safetensors"
     weights = load_file(file)
@@ -182,12 +184,17 @@ def test_a_broken_checkpoint_fails_alone_with_its_reason(tmp_path):
     reason = measurements.failures(data)["llama/toy-llama@bad"]
     assert "down_proj.weight hold values that are not finite" in reason
     assert np.isnan(measurements.qid(data).values[1]).all()
-    # mended, it is tried again, and only it
+    # mended, it is tried again when that is asked for, and only it
     save_file(sound, file, {"format": "pt"})
-    mended = run.run(plan(suite), tmp_path / "m.nc", jobs=1)
+    calls = count_forward_passes(monkeypatch)
+    same(run.run(plan(suite), tmp_path / "m.nc", jobs=1), data)
+    assert calls == []
+    mended = run.run(plan(suite), tmp_path / "m.nc", jobs=1, retry_failed=True)
+    assert calls == ["llama/toy-llama@bad"]
     assert (mended["status"] == measurements.OK).all()
     assert (mended["reason"] == "").all()
-    assert not list((tmp_path / "m.nc.parts").glob("*.failed.nc"))
+    # and stays mended
+    same(run.run(plan(suite), tmp_path / "m.nc", jobs=1), mended)
 
 
 def test_the_same_weights_under_two_revisions_fail_both(tmp_path):
@@ -197,8 +204,8 @@ def test_the_same_weights_under_two_revisions_fail_both(tmp_path):
     assert data["status"].values.tolist() == [[2, 2], [2, 2], [1, 1]]
     assert measurements.failures(data)["neox/toy-neox@step1"] == "the same weights as neox/toy-neox@step2"
     # and it stays so when resumed
-    again = run.run(plan(suite), tmp_path / "m.nc", jobs=1)
-    same(again, data)
+    for retry in (False, True):
+        same(run.run(plan(suite), tmp_path / "m.nc", jobs=1, retry_failed=retry), data)
 
 
 def test_weights_that_are_not_those_listed_fail(tmp_path):
@@ -212,19 +219,96 @@ def test_weights_that_are_not_those_listed_fail(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_fails_that_recipe_only(suite, tmp_path, monkeypatch):
-    inner = one.calibrate.quantize
+    inner = calibrate.QUANTIZERS["rtn"]
 
-    def spoils(model, recipe, inputs):
-        weights, note = inner(model, recipe, inputs)
-        if str(recipe) == "rtn-w3":
-            weights = {name: tensor * float("inf") for name, tensor in weights.items()}
-        return weights, note
+    def spoils(weight, seens, recipes):
+        made = inner(weight, seens, recipes)
+        return [one._replace(weight=one.weight * (float("inf") if str(recipe) == "rtn-w3" else 1))
+                for one, recipe in zip(made, recipes, strict=True)]  # fmt: skip
 
-    monkeypatch.setattr(one.calibrate, "quantize", spoils)
+    monkeypatch.setitem(calibrate.QUANTIZERS, "rtn", spoils)
     data = run.run(plan(suite, ["rtn-w3", "rtn-w4"]), tmp_path / "m.nc", jobs=1)
     assert data["status"].sel(recipe="rtn-w3").values.tolist() == [2] * 4
     assert data["status"].sel(recipe="rtn-w4").values.tolist() == [1] * 4
     assert set(measurements.failures(data).values()) == {"its loss is not finite"}
+
+
+def test_a_hessian_that_cannot_be_factorized_fails_that_recipe_only(suite, tmp_path, monkeypatch):
+    inner, made = gptq.factorize, []
+
+    def singular(seen, act_order):
+        made.append(act_order)
+        return inner(seen._replace(hessian=seen.hessian * float("nan")) if act_order else seen, act_order)
+
+    monkeypatch.setattr(gptq, "factorize", singular)
+    data = run.run(plan(suite, ["gptq-w3", "gptq-w3-act"]), tmp_path / "m.nc", jobs=1)
+    assert data["status"].sel(recipe="gptq-w3").values.tolist() == [1] * 4
+    assert data["status"].sel(recipe="gptq-w3-act").values.tolist() == [2] * 4
+    assert "whatever the damping" in next(iter(measurements.failures(data).values()))
+
+
+def test_when_memory_runs_out_batches_and_groups_are_halved_and_it_is_recorded(suite, tmp_path, monkeypatch, whole):
+    inner, sizes = blocks.run, []
+
+    def tight(block, hidden, call):
+        sizes.append(hidden.shape[0] * hidden.shape[1])
+        if sizes[-1] > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(block, hidden, call)
+
+    monkeypatch.setattr(blocks, "run", tight)
+    data = run.run(plan(suite), tmp_path / "m.nc", jobs=1)
+    assert (data["status"] == measurements.OK).all()
+    assert max(sizes) > 200
+    for name in measurements.SCORES:
+        assert np.allclose(data[name], whole[name], atol=1e-3 if name != "top1" else 1), name
+    notes = set(data["note"].values.ravel())
+    assert all("for memory ran out with more" in note for note in notes), notes
+    # where even one window is too much the cells fail and say why
+    monkeypatch.setattr(blocks, "run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    data = run.run(plan(suite), tmp_path / "other.nc", jobs=1)
+    assert (data["status"] == measurements.FAILED).all()
+    assert "out of memory" in next(iter(measurements.failures(data).values()))
+
+
+def test_a_full_disk_ends_the_sweep_and_loses_nothing(suite, tmp_path, monkeypatch, capsys):
+    real, written = files.write_netcdf, []
+
+    def full(data, path):
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(data, path)
+
+    monkeypatch.setattr(files, "write_netcdf", full)
+    options = ("-o", tmp_path / "m.nc", "--jobs", 1, "--max-bytes", 200, "--calibration-windows", 6)
+    code, out, err = command(monkeypatch, capsys, suite, *options)
+    assert (code, out) == (2, "")
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+    assert len(list((tmp_path / "m.nc.parts").glob("*.nc"))) == 2
+    assert not list(tmp_path.rglob("*.tmp"))
+    monkeypatch.setattr(files, "write_netcdf", real)
+    calls = count_forward_passes(monkeypatch)
+    same(run.run(plan(suite), tmp_path / "m.nc", jobs=1), run.run(plan(suite), tmp_path / "other.nc", jobs=1))
+    assert len(calls) == 2 + 4, "what was finished is not measured again"
+
+
+def test_calibration_seeds_are_recipes_of_their_own(suite, tmp_path):
+    made = planning.make(str(suite), ["gptq-w2", "rtn-w3"], "cpu", SETTINGS, NO_FACTS, seeds=(0, 1, 2))
+    data = run.run(made, tmp_path / "m.nc", jobs=1)
+    assert data["recipe"].values.tolist() == ["none", "rtn-w3", "gptq-w2", "gptq-w2-s1", "gptq-w2-s2"]
+    assert data["calibration_seed"].values.tolist() == [-1, -1, 0, 1, 2]
+    assert data["calibration_windows"].values.tolist() == [0, 0, 6, 6, 6]
+    assert data["calibration"].values.tolist() == ["", "", *["toy ladder's calibration"] * 3]
+    qid = measurements.qid(data).sel(recipe=["gptq-w2", "gptq-w2-s1", "gptq-w2-s2"]).values
+    assert (np.ptp(qid, axis=1) > 0).all()
+
+
+@pytest.mark.slow
+def test_recipes_in_groups_give_what_all_at_once_give(suite, tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(together, "LANES_BYTES", 1)
+    same(run.run(plan(suite), tmp_path / "m.nc", jobs=1), whole)
 
 
 def test_weights_changed_between_two_runs_are_not_mixed(tmp_path):
@@ -233,7 +317,7 @@ def test_weights_changed_between_two_runs_are_not_mixed(tmp_path):
     tinymodels.model("neox", 9).save_pretrained(suite.parent / "step1")
     data = run.run(plan(suite, ["rtn-w4"]), tmp_path / "m.nc", jobs=1)
     assert data["status"].sel(recipe=["none", "rtn-w3", "rtn-w4"]).values.tolist() == [[1, 1, 2]]
-    assert "weights changed" in measurements.failures(data)["neox/toy-neox@step1 rtn-w4"]
+    assert "is not what was locked" in measurements.failures(data)["neox/toy-neox@step1 rtn-w4"]
 
 
 def test_another_suite_or_protocol_is_refused_and_nothing_is_touched(suite, tmp_path, whole):
@@ -246,8 +330,8 @@ def test_another_suite_or_protocol_is_refused_and_nothing_is_touched(suite, tmp_
     with pytest.raises(BadInput, match="belongs to the suite toy, not other"):
         run.run(plan(other), output, jobs=1)
     output.unlink()
-    with pytest.raises(BadInput, match=r"parts.*seed = 0, not 1"):
-        run.run(plan(suite, seed=1), output, jobs=1)
+    with pytest.raises(BadInput, match=r"parts.*calibration_windows = 6, not 5"):
+        run.run(plan(suite, calibration_windows=5), output, jobs=1)
     assert not output.exists()
     output.write_bytes(before)
 
@@ -260,10 +344,13 @@ def test_changed_text_is_another_protocol(tmp_path):
         run.run(plan(suite), tmp_path / "m.nc", jobs=1)
 
 
-def own(folder: Path, **changes):
+def own(folder: Path, recipes=("rtn-w3",), save_to=None, quantized=(), **changes):
     facts = {"family": "mine", "tokens": 1e6, "lr_phase": "annealed", "called": None} | changes
     texts = [tinymodels.write_text(folder.parent / f"{name}.jsonl", i) for i, name in enumerate(("e", "c"))]
-    return planning.make(str(folder), ["rtn-w3"], "cpu", SETTINGS | {"context": 64}, facts, *texts)
+    settings = SETTINGS | {"context": 64}
+    return planning.make(
+        str(folder), list(recipes), "cpu", settings, facts, *texts, save_to=save_to, quantized=quantized
+    )
 
 
 def test_models_of_ones_own_share_a_file(tmp_path):
@@ -328,10 +415,40 @@ def test_excluded_checkpoints_are_left_out_and_noted(suite, tmp_path, capsys):
 
 
 def test_long_work_is_saved_between_the_recipes_of_a_checkpoint(suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(one, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(together, "LANES_BYTES", 1)
     made = plan(suite)
-    one.measure_checkpoint(made, made.checkpoints[0], list(made.recipes), {}, tmp_path)
-    assert len(list(tmp_path.glob("*.nc"))) == len(made.recipes)
+    one.measure_checkpoint(made, made.checkpoints[0], list(made.recipes), {}, tmp_path / "m.nc")
+    assert len(list((tmp_path / "m.nc.parts").glob("*.nc"))) == len(made.recipes)
+
+
+def test_what_was_saved_quantized_measures_as_it_did_before(tmp_path):
+    place = tinymodels.save("opt", tmp_path / "one", 1)
+    recipes = ["gptq-w3-g32", "rtn-w4-asym", "gptq-w4-act"]
+    made = own(place, recipes=recipes, save_to=tmp_path / "saved")
+    data = run.run(made, tmp_path / "m.nc", jobs=1)
+    assert (data["status"] == measurements.OK).all()
+    (folder,) = (tmp_path / "saved").iterdir()
+    again = own(place, recipes=[], quantized=[folder / name for name in recipes])
+    assert [str(recipe) for recipe in again.recipes] == ["none", *(f"{name}-saved" for name in recipes)]
+    kept = run.run(again, tmp_path / "kept.nc", jobs=1)
+    assert (kept["status"] == measurements.OK).all(), measurements.failures(kept)
+    for name in recipes:
+        before, after = data.sel(recipe=["none", name]), kept.sel(recipe=["none", f"{name}-saved"])
+        now, then = (measurements.qid(one).values[0, 1] for one in (after, before))
+        assert now == pytest.approx(then, rel=0.02, abs=1e-4), "scales are stored as float16"
+        assert after["effective_bits"].values.tolist() == before["effective_bits"].values.tolist()
+    with pytest.raises(BadInput, match="quantized already"):
+        own(folder / recipes[0])
+    with pytest.raises(BadInput, match="no grid that GPTQ's format"):
+        own(place, recipes=["rtn-nf4"], save_to=tmp_path / "other")
+
+
+def test_a_saved_checkpoint_of_another_model_fails(tmp_path):
+    mine, other = (tinymodels.save("neox", tmp_path / name, seed) for name, seed in (("one", 1), ("two", 2)))
+    run.run(own(other, recipes=["rtn-w4"], save_to=tmp_path / "saved"), tmp_path / "m.nc", jobs=1)
+    (folder,) = (tmp_path / "saved").iterdir()
+    data = run.run(own(mine, recipes=[], quantized=[folder / "rtn-w4"]), tmp_path / "n.nc", jobs=1)
+    assert "no quantization of that model" in next(iter(measurements.failures(data).values()))
 
 
 def test_no_gpu_is_said_in_one_sentence(suite):

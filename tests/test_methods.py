@@ -1,9 +1,10 @@
 import csv
+from itertools import chain, combinations
 from pathlib import Path
 
 import pytest
 
-from bayesqid import methods
+from bayesqid import methods, recipe
 
 RAW = Path(__file__).parents[1] / "data" / "raw" / "published_qid.csv"
 
@@ -16,6 +17,30 @@ def printed_names():
 @pytest.mark.parametrize("printed", printed_names())
 def test_every_printed_method_of_the_atlas_has_a_generation(printed):
     assert methods.generation(*methods.canonical(printed)) in methods.GENERATIONS
+
+
+def legal_recipes():
+    """Every method, format, bit width, group size, grid and set of options that a recipe may name."""
+    for name, method in recipe.METHODS.items():
+        known = [option for option in recipe.OPTIONS if option in (*method.options, "saved")]
+        choices = list(chain.from_iterable(combinations(known, count) for count in range(len(known) + 1)))
+        for kind in method.formats:
+            form = recipe.FORMATS[kind]
+            for grid in method.grids if kind == "int" else ("sym",):
+                for bits in form.bits:
+                    for group in form.groups:
+                        for options in choices:
+                            yield recipe.Recipe(name, bits, group, grid == "sym", kind, options)
+
+
+def test_every_recipe_has_a_quantizer_of_a_known_generation():
+    printed = {legal.quantizer for legal in legal_recipes()}
+    assert printed == {"rtn", "rtn-mxint", "nf4", "fp4", "gptq", "gptq-actorder", "awq", "hqq"}
+    found = {name: methods.generation(*methods.canonical(name)) for name in printed}
+    assert {name for name, generation in found.items() if generation == "rtn"} == {"rtn", "rtn-mxint", "nf4", "fp4"}
+    assert {name for name, generation in found.items() if generation == "calibrated"} == {
+        "gptq", "gptq-actorder", "awq", "hqq",
+    }  # fmt: skip
 
 
 def test_every_name_in_the_table_leads_to_a_generation_and_every_generation_is_reachable():
@@ -37,6 +62,8 @@ def test_every_name_in_the_table_leads_to_a_generation_and_every_generation_is_r
         ("SqueezeLLM-0.45%", ("squeezellm", "")),
         ("AQLM-PV-1x16", ("aqlm", "")),
         ("RTN-sym", ("rtn", "")),
+        ("RTN-MXINT", ("rtn", "mxint")),
+        ("HQQ", ("hqq", "")),
         ("llama.cpp:Q4_0", ("llamacpp-legacy", "")),
         ("llama.cpp:Q4_K_M", ("llamacpp-k", "")),
         ("llama.cpp-pure:IQ3_K", ("llamacpp-iq", "")),

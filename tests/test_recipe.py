@@ -2,22 +2,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayesqid import recipe
 from bayesqid.errors import BadInput
-from bayesqid.recipe import NONE, Recipe, effective_bits, parse, stored_bits
-
-RECIPES = st.builds(Recipe, st.sampled_from(sorted(recipe.DEFAULT_SYMMETRIC)), st.sampled_from(recipe.BITS),
-                    st.sampled_from(recipe.GROUPS), st.booleans())  # fmt: skip
+from bayesqid.recipe import FORMATS, METHODS, NONE, OPTIONS, Recipe, effective_bits, parse, stored_bits
 
 
-@given(RECIPES)
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    """Every legal recipe: what the two tables and the options allow."""
+    name = draw(st.sampled_from(sorted(METHODS)))
+    method = METHODS[name]
+    kind = draw(st.sampled_from(method.formats))
+    form = FORMATS[kind]
+    symmetric = kind != "int" or draw(st.sampled_from(method.grids)) == "sym"
+    options = tuple(option for option in OPTIONS if option in (*method.options, "saved") and draw(st.booleans()))
+    seed = draw(st.integers(0, 999_999_999)) if method.calibrated else 0
+    return Recipe(
+        name, draw(st.sampled_from(form.bits)), draw(st.sampled_from(form.groups)), symmetric, kind, options, seed
+    )
+
+
+@given(recipes())
 def test_text_form_round_trips(wanted):
     assert parse(str(wanted)) == wanted
+
+
+@given(recipes(), recipes())
+def test_text_forms_of_different_recipes_differ(one, other):
+    assert (str(one) == str(other)) == (one == other)
+
+
+@given(recipes(), st.integers(1, 300), st.integers(1, 300))
+def test_a_weight_takes_its_codes_and_at_least_one_scale(recipe, rows, columns):
+    bits = stored_bits(recipe, rows, columns)
+    assert bits == int(bits)
+    assert bits >= recipe.bits * rows * columns + FORMATS[recipe.format].scale_bits
 
 
 def test_the_baseline_round_trips():
     assert str(NONE) == "none"
     assert parse("none") == NONE
+    assert not NONE.calibrated
 
 
 @pytest.mark.parametrize(
@@ -25,7 +49,21 @@ def test_the_baseline_round_trips():
     [("rtn-w3", Recipe("rtn", 3, -1, True), "rtn-w3"), ("gptq-w4-g128", Recipe("gptq", 4, 128, True), "gptq-w4-g128"),
      ("gptq-w4-g128-sym", Recipe("gptq", 4, 128, True), "gptq-w4-g128"),
      ("rtn-w2-g32-asym", Recipe("rtn", 2, 32, False), "rtn-w2-g32-asym"),
-     ("rtn-w8-asym", Recipe("rtn", 8, -1, False), "rtn-w8-asym")],
+     ("rtn-w8-asym", Recipe("rtn", 8, -1, False), "rtn-w8-asym"),
+     ("awq-w4-g128", Recipe("awq", 4, 128, False), "awq-w4-g128"),
+     ("awq-w4-asym", Recipe("awq", 4, -1, False), "awq-w4"),
+     ("awq-w4-sym", Recipe("awq", 4, -1, True), "awq-w4-sym"),
+     ("hqq-w3-g64", Recipe("hqq", 3, 64, False), "hqq-w3-g64"),
+     ("rtn-mxint4", Recipe("rtn", 4, 32, True, "mxint"), "rtn-mxint4"),
+     ("rtn-mxint8-g32", Recipe("rtn", 8, 32, True, "mxint"), "rtn-mxint8"),
+     ("rtn-mxint8-g16", Recipe("rtn", 8, 16, True, "mxint"), "rtn-mxint8-g16"),
+     ("rtn-nf4", Recipe("rtn", 4, 64, True, "nf"), "rtn-nf4"),
+     ("rtn-fp4-g128", Recipe("rtn", 4, 128, True, "fp"), "rtn-fp4-g128"),
+     ("gptq-w4-g128-act", Recipe("gptq", 4, 128, True, options=("act",)), "gptq-w4-g128-act"),
+     ("gptq-w2-asym-act-oneshot-s7", Recipe("gptq", 2, -1, False, "int", ("act", "oneshot"), 7),
+      "gptq-w2-asym-act-oneshot-s7"),
+     ("gptq-w4-saved", Recipe("gptq", 4, options=("saved",)), "gptq-w4-saved"),
+     ("awq-w4-s12-saved", Recipe("awq", 4, -1, False, "int", ("saved",), 12), "awq-w4-s12-saved")],
 )  # fmt: skip
 def test_text_form_by_hand(text, want, again):
     assert parse(text) == want
@@ -33,9 +71,30 @@ def test_text_form_by_hand(text, want, again):
 
 
 @pytest.mark.parametrize(
+    ("text", "printed", "calibrated"),
+    [("rtn-w3", "rtn", False), ("rtn-mxint4", "rtn-mxint", False), ("rtn-nf4-g128", "nf4", False),
+     ("rtn-fp4", "fp4", False), ("gptq-w4-g128-asym", "gptq", True), ("gptq-w4-act", "gptq-actorder", True),
+     ("gptq-w4-oneshot-s3", "gptq", True), ("awq-w4", "awq", True), ("hqq-w4", "hqq", False),
+     ("awq-w4-saved", "awq", False)],
+)  # fmt: skip
+def test_printed_name_and_need_of_calibration_text(text, printed, calibrated):
+    assert (parse(text).quantizer, parse(text).calibrated) == (printed, calibrated)
+
+
+@pytest.mark.parametrize(
     ("text", "bits"),
     [("gptq-w4-g128", 4 + 16 / 128), ("gptq-w4-g128-asym", 4 + (16 + 4) / 128), ("rtn-w3-g32", 3 + 16 / 32),
-     ("rtn-w3-g32-asym", 3 + 19 / 32), ("rtn-w2", 2 + 16 / 256), ("rtn-w2-asym", 2 + 18 / 256), ("none", 16)],
+     ("rtn-w3-g32-asym", 3 + 19 / 32), ("rtn-w2", 2 + 16 / 256), ("rtn-w2-asym", 2 + 18 / 256), ("none", 16),
+     ("awq-w4-g128", 4 + 20 / 128), ("awq-w3-sym", 3 + 16 / 256),
+     # zero points of HQQ are 16-bit numbers
+     ("hqq-w4-g64", 4 + 32 / 64), ("hqq-w2", 2 + 32 / 256),
+     # one byte per block
+     ("rtn-mxint4", 4.25), ("rtn-mxint8", 8.25), ("rtn-mxint4-g16", 4.5), ("rtn-mxint8-g128", 8 + 1 / 16),
+     # one float32 per block
+     ("rtn-nf4", 4.5), ("rtn-nf4-g256", 4 + 32 / 256), ("rtn-fp4-g128", 4.25),
+     # each of 256 columns names its group in 32 bits, once for 512 rows; a single group needs no name
+     ("gptq-w4-g128-act", 4 + 16 / 128 + 32 / 512), ("gptq-w4-act", 4 + 16 / 256),
+     ("gptq-w4-g128-act-oneshot-s3", 4 + 16 / 128 + 32 / 512), ("gptq-w4-g128-saved", 4 + 16 / 128)],
 )  # fmt: skip
 def test_effective_bits_by_hand(text, bits):
     assert effective_bits(parse(text), [(512, 256)]) == bits
@@ -49,6 +108,13 @@ def test_the_printed_example():
 def test_a_last_group_that_is_not_full_still_has_its_scale():
     assert stored_bits(parse("rtn-w4-g128"), 10, 130) == 4 * 1300 + 10 * 2 * 16
     assert stored_bits(parse("rtn-w4-g128"), 10, 100) == 4 * 1000 + 10 * 16
+    assert stored_bits(parse("rtn-mxint4"), 10, 40) == 4 * 400 + 10 * 2 * 8
+    assert stored_bits(parse("hqq-w3-g64"), 10, 70) == 3 * 700 + 10 * 2 * 32
+
+
+def test_blocks_of_nf4_run_over_the_ends_of_rows():
+    # 10 rows of 40 are 400 weights: 7 blocks of 64, not 10
+    assert stored_bits(parse("rtn-nf4"), 10, 40) == 4 * 400 + 7 * 32
 
 
 def test_effective_bits_weigh_layers_by_their_weights():
@@ -63,11 +129,24 @@ def test_effective_bits_weigh_layers_by_their_weights():
     [("", "not a recipe"), ("rtn", "not a recipe"), ("rtn-3", "not a recipe"), ("RTN-w3", "not a recipe"),
      ("rtn-w3-", "not a recipe"), ("rtn-w3-g", "not a recipe"), ("rtn-w3-sym-g32", "not a recipe"),
      ("rtn-w3-g32-both", "not a recipe"), ("rtn-w3 ", "not a recipe"), ("rtn-w-3", "not a recipe"),
-     ("rtn-w3.5", "not a recipe"), ("magic-w3", "unknown method 'magic'"), ("none-w16", "unknown method"),
-     ("rtn-w7", "7 bits"), ("rtn-w0", "0 bits"), ("rtn-w16", "16 bits"), ("rtn-w3-g100", "groups of 100"),
-     ("rtn-w3-g0", "groups of 0")],
+     ("rtn-w3.5", "not a recipe"), ("rtn-w3\n", "not a recipe"), ("gptq-w4-s1-act", "not a recipe"),
+     ("gptq-w4-saved-s1", "not a recipe"), ("rtn-bf16", "not a recipe"), ("rtn-w٣", "not a recipe"),
+     ("rtn-w" + "3" * 5000, "not a recipe"), ("gptq-w4-s1234567890", "not a recipe"),
+     ("magic-w3", "unknown method 'magic'"), ("none-w16", "unknown method"),
+     ("rtn-w7", "7 bits"), ("rtn-w0", "0 bits"), ("rtn-w16", "16 bits"), ("rtn-mxint6", "6 bits: choose one of 4, 8"),
+     ("rtn-nf3", "3 bits"), ("rtn-fp8", "8 bits"),
+     ("rtn-w3-g100", "groups of 100"), ("rtn-w3-g0", "groups of 0"), ("rtn-w3-g16", "groups of 16"),
+     ("rtn-nf4-g32", "groups of 32: choose 64, 128, 256"), ("rtn-mxint4-g256", "groups of 256"),
+     ("gptq-nf4", "gptq does not round to nf4"), ("awq-mxint4", "awq does not round to mxint4"),
+     ("hqq-fp4", "hqq does not round to fp4"),
+     ("hqq-w4-sym", "one grid only: leave -sym out"), ("rtn-nf4-asym", "one grid only: leave -asym out"),
+     ("rtn-mxint4-sym", "one grid only: leave -sym out"),
+     ("rtn-w4-act", "rtn has no option 'act'"), ("awq-w4-oneshot", "awq has no option 'oneshot'"),
+     ("gptq-w4-act-act", "once and in the order"), ("gptq-w4-oneshot-act", "in the order act, oneshot"),
+     ("rtn-w4-s3", "rtn draws no calibration text"), ("hqq-w4-s3", "hqq draws no calibration text")],
 )  # fmt: skip
 def test_bad_text_is_refused_in_one_sentence(text, why):
     with pytest.raises(BadInput, match=why) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")

@@ -108,3 +108,30 @@ def suite(folder: Path, models: dict[str, tuple[str, int]], recipes: list[str], 
         'tokenizer = "tokenizer"\n'
     )
     return path
+
+
+def ready(made, tokens: list[np.ndarray], rows: torch.Tensor | None = None, most: int | None = None):
+    """A model taken apart, with evaluation windows of some documents and calibration rows for every seed."""
+    from bayesqid.measure import blocks, layers, text, together
+
+    inside = [{id(module) for module in block.modules()} for block in layers.blocks(made)]
+    linears = layers.linears(made)
+    by_block = [{name: layer for name, layer in linears.items() if id(layer) in members} for members in inside]
+    windows = text.windows(tokens, CONTEXT)
+    as_tuple = blocks.verify(made, torch.from_numpy(windows[0].inputs[None, :8]))
+    found = together.Ready(
+        made, torch.device("cpu"), as_tuple, by_block, windows, lambda seed: rows, len(tokens), most,
+    )  # fmt: skip
+    found.lay_out()
+    return found
+
+
+def scores(made, tokens: list[np.ndarray], recipes: list[str], rows=None, most: int | None = None) -> dict:
+    """Scores of a model's recipes over some documents, by recipe."""
+    from bayesqid.measure import together
+    from bayesqid.recipe import parse
+
+    with torch.inference_mode():
+        found = ready(made, tokens, rows, most)
+        measured = together.measure(found, [parse(name) for name in recipes], {}, False, lambda amount: None)
+    return {str(lane.recipe): score for lane, score in measured}

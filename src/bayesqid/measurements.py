@@ -32,7 +32,9 @@ FOUND = {
     "weight_sha256": (object, ""),
 }
 CHECKPOINT = STATED | FOUND
-RECIPE = {"method": object, "bits": int, "group_size": int, "symmetric": bool}
+RECIPE = {"method": object, "format": object, "bits": int, "group_size": int, "symmetric": bool, "options": object}
+# which calibration text a recipe saw: its name, its windows, the seed that drew them; "", 0 and -1 for none
+CALIBRATION = {"calibration": object, "calibration_windows": int, "calibration_seed": int}
 # name -> (kind, value when missing) over (checkpoint, recipe)
 CELL = {"status": (np.int8, MISSING), "reason": (object, ""), "note": (object, ""),
         "effective_bits": (float, np.nan), "quantized_fraction": (float, np.nan)}  # fmt: skip
@@ -67,8 +69,11 @@ def empty(
         values = [facts.get(name) for facts in checkpoints.values()]
         filled = [unknown if value is None else value for value in values]
         coords[name] = ("checkpoint", np.array(filled, dtype=kind))
-    for name, kind in RECIPE.items():
-        coords[name] = ("recipe", np.array([getattr(recipe, name) for recipe in recipes], dtype=kind))
+    drawn = [_calibration(recipe, manifest.get("protocol", {})) for recipe in recipes]
+    columns = [{name: getattr(recipe, name) for name in RECIPE} | {"options": " ".join(recipe.options)} | one
+               for recipe, one in zip(recipes, drawn, strict=True)]  # fmt: skip
+    for name, kind in (RECIPE | CALIBRATION).items():
+        coords[name] = ("recipe", np.array([column[name] for column in columns], dtype=kind))
     data: dict[str, Any] = {
         name: (DIMS, np.full(size, np.nan), {"long_name": text, "units": units})
         for name, (text, units) in SCORES.items()
@@ -80,11 +85,16 @@ def empty(
     return xr.Dataset(data, coords, {"schema": SCHEMA, "manifest": json.dumps(manifest, sort_keys=True)})
 
 
+def _calibration(recipe: Recipe, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    values = (protocol.get("calibration", ""), protocol.get("calibration_windows", 0), recipe.seed)
+    return dict(zip(CALIBRATION, values if recipe.calibrated else ("", 0, -1), strict=True))
+
+
 def validate(data: xr.Dataset, where: str | Path = "the dataset") -> xr.Dataset:
     """The same Dataset if it is one of measurements, else `BadInput` naming `where`."""
     if data.attrs.get("schema") != SCHEMA:
         raise BadInput(f"{where} is not a measurements file (schema {data.attrs.get('schema')!r}): make it anew.")
-    needed = {*SCORES, *CELL, *CHECKPOINT, *RECIPE, "tokens", "bytes", *DIMS}
+    needed = {*SCORES, *CELL, *CHECKPOINT, *RECIPE, *CALIBRATION, "tokens", "bytes", *DIMS}
     absent = sorted(needed - set(map(str, data.variables)))
     if absent or "manifest" not in data.attrs:
         raise BadInput(f"{where} lacks {(absent or ['its manifest'])[0]}: measure it again.")
@@ -147,16 +157,23 @@ def merge(frame: xr.Dataset, parts: Iterable[xr.Dataset]) -> xr.Dataset:
 
 def refuse_duplicates(data: xr.Dataset) -> xr.Dataset:
     """The Dataset with all cells of checkpoints that share their weights marked as failed, and why."""
+    named: dict[str, list[str]] = {}
+    for name, digest in zip(data["checkpoint"].values, data["weight_sha256"].values, strict=True):
+        named.setdefault(str(digest), []).append(str(name))
+    shared = {digest: names for digest, names in named.items() if digest and len(names) > 1}
+    return refuse(data, {name: next(other for other in names if other != name)
+                         for names in shared.values() for name in names})  # fmt: skip
+
+
+def refuse(data: xr.Dataset, twins: Mapping[str, str]) -> xr.Dataset:
+    """The Dataset with all cells of checkpoints marked as failed that are copies, by the id of the other one."""
     data = data.copy(deep=True)
-    hashes = data["weight_sha256"].values.astype(str)
-    ids = data["checkpoint"].values.astype(str)
-    for row, digest in enumerate(hashes):
-        twins = [name for name, other in zip(ids, hashes, strict=True) if other == digest and name != ids[row]]
-        if digest and twins:
+    for row, name in enumerate(data["checkpoint"].values.astype(str)):
+        if name in twins:
             data["status"].values[row] = FAILED
-            data["reason"].values[row] = f"the same weights as {twins[0]}"
-            for name in SCORES:
-                data[name].values[row] = np.nan
+            data["reason"].values[row] = f"the same weights as {twins[name]}"
+            for scores in SCORES:
+                data[scores].values[row] = np.nan
     return data
 
 
@@ -185,16 +202,31 @@ def qid(data: xr.Dataset) -> xr.DataArray:
     return _differences(data).sum("document", skipna=False) / _tokens(data)
 
 
-def qid_se(data: xr.Dataset) -> xr.DataArray:
-    """Standard error of `qid`: a ratio estimator over pairs with documents as clusters, same shape.
+def ratio_se(sums: xr.DataArray, tokens: xr.DataArray) -> xr.DataArray:
+    """Standard error of R = sum_i d_i / sum_i t_i with documents as clusters, over all but `document`.
 
-    se^2 = n/(n-1) sum_i (d_i - R t_i)^2 / (sum_i t_i)^2 over n documents with difference d_i and tokens t_i.
+    se^2 = n/(n-1) sum_i (d_i - R t_i)^2 / (sum_i t_i)^2 over n documents with sum d_i and tokens t_i.
     """
-    tokens = data["tokens"]
-    residual = _differences(data) - qid(data) * tokens
+    total = tokens.sum("document").where(lambda count: count > 0)
+    residual = sums - sums.sum("document", skipna=False) / total * tokens
     clusters = (tokens > 0).sum("document")
     correction = (clusters / (clusters - 1)).where(clusters > 1)
-    return (correction * (residual**2).sum("document", skipna=False)) ** 0.5 / _tokens(data)
+    return (correction * (residual**2).sum("document", skipna=False)) ** 0.5 / total
+
+
+def qid_se(data: xr.Dataset) -> xr.DataArray:
+    """Standard error of `qid` from the pairs, same shape."""
+    return ratio_se(_differences(data), data["tokens"])
+
+
+def kl_se(data: xr.Dataset, direction: str = "base_q") -> xr.DataArray:
+    """Standard error of `kl`, same shape."""
+    return ratio_se(data[f"kl_{direction}"], data["tokens"])
+
+
+def top1_agreement_se(data: xr.Dataset) -> xr.DataArray:
+    """Standard error of `top1_agreement`, same shape."""
+    return ratio_se(data["top1"], data["tokens"])
 
 
 def kl(data: xr.Dataset, direction: str = "base_q") -> xr.DataArray:

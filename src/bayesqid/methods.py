@@ -20,6 +20,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "rtn-sym": ("rtn", ""),
     "round-to-nearest": ("rtn", ""),
     "nearest": ("rtn", ""),
+    "rtn-mxint": ("rtn", "mxint"),
     "bnb-nf4": ("bnb", "nf4"),
     "bnb-nf4-dq": ("bnb", "nf4-dq"),
     "bnb-fp4": ("bnb", "fp4"),
@@ -39,6 +40,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "awq": ("awq", ""),
     "autoawq": ("awq", ""),
     "awq+gptq": ("awq", ""),
+    "hqq": ("hqq", ""),
     "owq": ("owq", ""),
     "spqr": ("spqr", ""),
     "spinquant": ("spinquant", ""),
@@ -94,6 +96,7 @@ GENERATIONS = ("rtn", "calibrated", "optimised", "vector")
 # effect key -> (generation, why)
 GENERATION: dict[str, tuple[str, str]] = {
     "rtn": ("rtn", "rounds each weight alone"),
+    "rtn-mxint": ("rtn", "rounds blocks that share a power of two as scale"),
     "llamacpp-legacy": ("rtn", "rounds blocks of 32 without looking at data"),
     "bnb": ("rtn", "rounds to a fixed 4-bit code"),
     "bnb-nf4": ("rtn", "rounds to a fixed normal-quantile code"),
@@ -106,6 +109,7 @@ GENERATION: dict[str, tuple[str, str]] = {
     "gptq-actorder": ("calibrated", "error feedback in the order of activation size"),
     "obq": ("calibrated", "second-order error feedback, one weight at a time"),
     "awq": ("calibrated", "activation-aware scales on a uniform grid"),
+    "hqq": ("calibrated", "zero points fitted to the weights by half-quadratic steps"),
     "owq": ("calibrated", "error feedback with a few columns kept wide"),
     "spqr": ("calibrated", "error feedback with outliers kept apart"),
     "spinquant": ("calibrated", "learned rotation, then error feedback"),

@@ -31,8 +31,23 @@ def measure(
     calibration_windows: Annotated[
         int | None, typer.Option(help="Windows of calibration text.", show_default="128")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Order of the calibration text.", show_default="0")] = None,
+    calibration_seeds: Annotated[
+        str | None,
+        typer.Option(help="Draws of the calibration text, e.g. 0,1,2, one recipe each.", show_default="0"),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32")] = None,
+    quantized: Annotated[
+        list[Path] | None,
+        typer.Option(help="Checkpoint saved quantized (GPTQ, compressed-tensors); the target is its baseline."),
+    ] = None,
+    quantized_method: Annotated[
+        str | None, typer.Option(help="How it was quantized, rtn, gptq or awq, if its files do not say.")
+    ] = None,
+    save_quantized: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints in GPTQ's format of what is quantized now.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave downloaded checkpoints in the hub's cache.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed again.")] = False,
     jobs: Annotated[int, typer.Option(help="Checkpoints measured at once, 0 to choose.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -48,13 +63,14 @@ def measure(
         "max_bytes": max_bytes,
         "documents": documents,
         "calibration_windows": calibration_windows,
-        "seed": seed,
         "dtype": dtype,
     }
     facts = {"family": family, "tokens": tokens, "lr_phase": lr_phase, "called": name}
+    seeds = planning.seeds(calibration_seeds)
     names = None if recipes is None else recipes.split(",")
-    plan = planning.make(target, names, device, settings, facts, text, calibration, tokenizer)
-    data = run.run(plan, files.writable(output), jobs)
+    plan = planning.make(target, names, device, settings, facts, text, calibration, tokenizer, seeds,
+                         quantized or (), quantized_method, save_quantized, keep)  # fmt: skip
+    data = run.run(plan, files.writable(output), jobs, retry_failed)
     result = run.summary(data, output)
     typer.echo(json.dumps(result) if as_json else measurements.table(data))
     for where, reason in result["failures"].items():

@@ -1,43 +1,42 @@
-"""Measure one checkpoint: load it, score its baseline, then quantize and score it recipe by recipe."""
+"""Measure one checkpoint: fetch and load it, take its recipes through it, save what was found."""
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bayesqid.errors import BadInput
-from bayesqid.measure import calibrate, identity, layers, load, loss, text
-from bayesqid.measure.parts import Cell, Found, failed_path, write_part
+from bayesqid.measure import blocks, identity, layers, load, save, saved, text, together
+from bayesqid.measure.calibrate import Lane
+from bayesqid.measure.parts import Cell, Found, lock_path, parts_folder, stem, write_part
 from bayesqid.measure.plan import Plan
-from bayesqid.recipe import Recipe
+from bayesqid.measure.together import Progress, Ready
+from bayesqid.recipe import Recipe, parse
 from bayesqid.suite import Checkpoint
 
-# A part is written when this much work would be lost otherwise, and at the end of every checkpoint
-FLUSH_SECONDS = 30.0
+# A model is kept on the GPU whole up to this share of its memory; else its blocks are lent to it one by one
+WHOLE_SHARE = 0.5
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A loaded checkpoint with everything its recipes share."""
+def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on a device; one too big for a GPU keeps its blocks in the host's memory, ready to be lent."""
+    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")
+    if layers.size(model) > WHOLE_SHARE * room:
+        stack = layers.blocks(model)
+        inside = {id(tensor) for tensor in (*stack.parameters(), *stack.buffers())}
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.pin_memory() if id(tensor) in inside else tensor.data.to(device)
+        return model
+    return model.to(device)  # type: ignore[arg-type]
 
-    model: PreTrainedModel
-    layers: Mapping[str, layers.Layer]
-    original: Mapping[str, torch.Tensor]
-    work: list[loss.Batch]
-    kept: list[torch.Tensor]
-    calibration: Callable[[], calibrate.Inputs]
 
-
-def prepare(plan: Plan, checkpoint: Checkpoint, known: Mapping[str, str], found: Found) -> Ready:
-    """Load a checkpoint, note what it is in `found`, and score its baseline; `BadInput` when it is unfit."""
+def prepare(plan: Plan, checkpoint: Checkpoint, folder: Path, known: Mapping[str, str], found: Found) -> Ready:
+    """Load a checkpoint from its folder and note what it is in `found`; `BadInput` when it is unfit."""
     device = layers.best_device(plan.device)
-    folder = load.folder(checkpoint.hub, checkpoint.revision)
-    load.verify(folder, checkpoint.sha256)
-    model = load.model(folder, plan.protocol.dtype, device)
+    model = load.model(folder, plan.protocol.dtype, torch.device("cpu"))
     digest = identity.weights_sha256(model)
     total, nonembedding = identity.counts(model)
     embedding = model.get_input_embeddings().weight
@@ -55,41 +54,32 @@ def prepare(plan: Plan, checkpoint: Checkpoint, known: Mapping[str, str], found:
     most = layers.largest_context(model)
     if most is not None and most < plan.protocol.context:
         raise BadInput(f"it holds at most {most} tokens, fewer than the context of {plan.protocol.context}")
-    inside = layers.linears(model)
-    found.shapes = layers.shapes(inside)
+    linears = layers.linears(model)
+    found.shapes = layers.shapes(linears)
     tokenizer = load.tokenizer(Path(plan.tokenizer) if plan.tokenizer else folder)
     tokens = text.tokenize(list(plan.documents), tokenizer, len(embedding))
     windows = text.windows(tokens, plan.protocol.context)
     counted = [len(window.targets) for window in windows]
     placed = [window.document for window in windows]
     found.tokens = np.bincount(placed, weights=counted, minlength=len(tokens)).astype(np.int64)
-    work = loss.batches(windows, model.config.vocab_size, device)
 
-    def calibration() -> calibrate.Inputs:
+    def rows(seed: int) -> Tensor:
         ids = text.tokenize(list(plan.calibration), tokenizer, len(embedding))
-        agreed = plan.protocol
-        rows = text.calibration(ids, agreed.context, agreed.calibration_windows, agreed.seed)
-        most_rows = max(1, loss.BATCH_TOKENS // agreed.context)
-        return calibrate.capture(model, list(torch.from_numpy(rows).to(device).split(most_rows)))
+        drawn = text.calibration(ids, plan.protocol.context, plan.protocol.calibration_windows, seed)
+        return torch.from_numpy(drawn).to(device)
 
-    kept = loss.keep(loss.baseline(model, work))
-    return Ready(model, inside, layers.originals(inside), work, kept, calibration)
+    # before it is placed: a big model is never on the GPU as a whole
+    as_tuple = blocks.verify(model, torch.from_numpy(windows[0].inputs[None, :16]))
+    place(model, device)
+    ready = Ready(model, device, as_tuple, _by_block(model, linears), windows, rows, len(plan.documents))
+    ready.lay_out()
+    return ready
 
 
-def measure_cell(ready: Ready, recipe: Recipe, inputs: calibrate.Inputs | None, documents: int) -> Cell:
-    """Quantize a loaded checkpoint by one recipe, score it against its baseline, and put its weights back."""
-    weights, note = calibrate.quantize(ready.model, recipe, inputs)
-    scores = loss.score(
-        ready.model,
-        ready.work,
-        ready.kept,
-        documents,
-        quantized=(lambda: layers.install(ready.layers, weights)) if weights else None,
-        original=lambda: layers.install(ready.layers, ready.original),
-    )
-    if not all(np.isfinite(values).all() for values in scores):
-        return Cell(None, "its loss is not finite", note)
-    return Cell(scores, note=note)
+def _by_block(model: nn.Module, linears: Mapping[str, layers.Layer]) -> list[dict[str, layers.Layer]]:
+    """Linear layers by name for block after block."""
+    inside = [{id(module) for module in block.modules()} for block in layers.blocks(model)]
+    return [{name: layer for name, layer in linears.items() if id(layer) in members} for members in inside]
 
 
 def _why(error: Exception) -> str:
@@ -97,37 +87,58 @@ def _why(error: Exception) -> str:
     return message if isinstance(error, BadInput) else f"{type(error).__name__}: {message}"
 
 
-@torch.inference_mode()
-def measure_checkpoint(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    recipes: list[Recipe],
-    known: Mapping[str, str],
-    folder: Path,
-    tick: Callable[[], object] = lambda: None,
-) -> None:
-    """Measure recipes of one checkpoint and save them as parts in `folder`; what fails is saved as failed."""
-    found, fresh, failed = Found(), {}, {}
-    inputs, ready, since = None, None, time.monotonic()
-    failed_path(folder, checkpoint.id).unlink(missing_ok=True)
+def _save_quantized(plan: Plan, checkpoint: Checkpoint, source: Path, lane: Lane) -> str:
+    """Save what a lane quantized where the plan wants it; why it could not be, else nothing."""
+    if plan.save_to is None or lane.kept is None:
+        return ""
+    folder = Path(plan.save_to) / stem(checkpoint.id) / str(lane.recipe)
     try:
-        for recipe in recipes:
-            try:
-                ready = ready or prepare(plan, checkpoint, known, found)
-                if inputs is None and calibrate.needs_inputs(recipe):
-                    inputs = ready.calibration()
-                cell = measure_cell(ready, recipe, inputs, len(plan.documents))
-            except Exception as error:  # one bad checkpoint must not end a sweep; files are written outside
-                cell = Cell(None, _why(error))
-            (fresh if cell.scores else failed)[str(recipe)] = cell
-            tick()
-            if ready is None:
-                failed = {str(name): cell for name in recipes}
-                break
-            if fresh and time.monotonic() - since > FLUSH_SECONDS:
-                write_part(plan, folder, checkpoint, found, fresh)
-                fresh, since = {}, time.monotonic()
-    finally:
-        for cells in (fresh, failed):
-            if cells:
-                write_part(plan, folder, checkpoint, found, cells)
+        save.save_gptq(folder, source, lane.recipe, lane.kept, Path(plan.tokenizer) if plan.tokenizer else None)
+    except BadInput as error:
+        return f"measured but not saved: {error}"
+    return ""
+
+
+@torch.inference_mode()
+def measure_recipes(
+    plan: Plan, checkpoint: Checkpoint, source: Path, waiting: list[Recipe], known: Mapping[str, str], folder: Path,
+    found: Found, failed: dict[str, Cell], tick: Progress,
+) -> None:  # fmt: skip
+    """Measure recipes of a checkpoint in a folder; save what was measured and put what was not into `failed`.
+
+    Recipes leave `waiting` when they are done.
+    """
+    ready = prepare(plan, checkpoint, source, known, found)
+    weights = {name: saved.of(Path(place), ready.model, parse(name).method)
+               for name, place in plan.saved if parse(name) in waiting}  # fmt: skip
+    size = together.lanes_at_once(ready, waiting)
+    while waiting:
+        fresh = {}
+        for lane, scores in together.measure(ready, waiting[:size], weights, plan.save_to is not None, tick):
+            reason = lane.failed or _save_quantized(plan, checkpoint, source, lane)
+            cell = Cell(None if reason else scores, reason, "; ".join(lane.notes))
+            (failed if reason else fresh)[str(lane.recipe)] = cell
+        if fresh:
+            write_part(plan, folder, checkpoint, found, fresh)
+        del waiting[:size]
+
+
+def measure_checkpoint(
+    plan: Plan, checkpoint: Checkpoint, recipes: list[Recipe], known: Mapping[str, str], output: Path,
+    tick: Progress = lambda amount: None,
+) -> None:  # fmt: skip
+    """Fetch a checkpoint, measure recipes and save them as parts of `output`; what fails is saved as failed.
+
+    Raises OSError when a part cannot be written: no other checkpoint's could be either.
+    """
+    found, failed, waiting = Found(), {}, list(recipes)
+    parts = parts_folder(output)
+    try:
+        with load.brought(checkpoint, lock_path(output, plan), plan.keep) as source:
+            measure_recipes(plan, checkpoint, source, waiting, known, parts, found, failed, tick)
+    except OSError:
+        raise
+    except Exception as error:  # one bad checkpoint must not end a sweep
+        failed |= {str(recipe): Cell(None, _why(error)) for recipe in waiting}
+    if failed:
+        write_part(plan, parts, checkpoint, found, failed)

@@ -1,6 +1,7 @@
 """Where the weights that get quantized are: the linear layers inside a language model's blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,26 @@ def install(layers: Mapping[str, Layer], weights: Weights) -> None:
 def originals(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
     """The tensors the layers use now, to be installed again later."""
     return {name: module.weight.data for name, module in layers.items()}
+
+
+@contextmanager
+def lent(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """A module's tensors on `device` for a while; where they lie there already nothing happens."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.device.type != device.type]
+    homes = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device, non_blocking=True)
+        yield
+    finally:
+        # weights are only lent: what is at home is still right, and copying back would cost as much again
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.data = home
+
+
+def size(module: nn.Module) -> int:
+    """Bytes of a module's parameters."""
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def shapes(layers: Mapping[str, Layer]) -> list[tuple[int, int]]:

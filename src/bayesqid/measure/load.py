@@ -1,5 +1,11 @@
 """Bring a checkpoint into memory, from a folder or the hub; safetensors only, no remote code."""
 
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,33 +13,27 @@ import torch
 
 from bayesqid.errors import BadInput
 from bayesqid.files import sha256_file
+from bayesqid.measure import hub, lock
+from bayesqid.measure.patience import Sleep
+from bayesqid.suite import Checkpoint
 
-# Everything a model and its tokenizer need; pickles and Python files are never fetched
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def fetch(hub: str, revision: str) -> Path:
-    """Folder with the files of a hub repository at a revision, downloaded once; `BadInput` if impossible."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub, revision=revision, allow_patterns=WANTED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{hub} at revision {revision} cannot be fetched from the hub: {reason}") from error
-
-
-def folder(hub: str, revision: str) -> Path:
-    """Where a checkpoint's files are: the folder `hub`, or its folder `revision`, else a download."""
-    here = Path(hub)
+def local(place: str, revision: str) -> Path | None:
+    """The folder `place`, or its folder `revision`; None for what must be a hub id."""
+    here = Path(place)
     if here.is_dir():
         return here / revision if (here / revision).is_dir() else here
-    if here.is_absolute() or hub.startswith("."):
-        raise BadInput(f"There is no folder {hub}: name the folder that holds config.json.")
-    return fetch(hub, revision)
+    if here.is_absolute() or place.startswith("."):
+        raise BadInput(f"There is no folder {place}: name the folder that holds config.json.")
+    return None
+
+
+def folder(place: str, revision: str, commit: str | None = None) -> Path:
+    """Where a checkpoint's files are: the folder `place`, or its folder `revision`, else a download of `commit`."""
+    return local(place, revision) or hub.download(hub.resolve(place, revision, commit))
 
 
 def check(path: Path) -> None:
@@ -41,9 +41,54 @@ def check(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise BadInput(f"{path} holds no config.json: name the folder of one checkpoint.")
     if not list(path.glob("*.safetensors")):
-        pickles = [file.name for file in sorted(path.iterdir()) if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-        found = f"only pickled weights ({pickles[0]}), which can run code" if pickles else "no *.safetensors weights"
-        raise BadInput(f"{path} holds {found}: convert them to safetensors.")
+        raise BadInput(hub.no_weights(str(path), [file.name for file in path.iterdir()]))
+
+
+def hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 by name of files in a folder, several at once: reading and hashing leave Python's lock."""
+    names = list(names)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: sha256_file(path / name), names), strict=True))
+
+
+def contents(path: Path) -> dict[str, str]:
+    """SHA-256 by name of what the model in a folder is made of: its weight files and config.json."""
+    check(path)
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    return hashes(path, ["config.json", *hub.weights(str(path), names, (path / hub.INDEX).read_text)])
+
+
+@contextmanager
+def brought(checkpoint: Checkpoint, lock_path: Path, keep: bool = False, sleep: Sleep = time.sleep) -> Iterator[Path]:
+    """Context with the folder of a checkpoint's files, as the lock has them; enters them into the lock if it does not.
+
+    For the hub: resolve the revision (the locked commit if there is one), refuse other bytes and duplicates, only then
+    download, and remove at the end what was not in the cache before, unless `keep`. An interrupt leaves the files for
+    the run that goes on; another failure takes a new entry back. `BadInput` when the files cannot be had, or are not
+    those of the lock or of the suite.
+    """
+    name, revision = checkpoint.id, checkpoint.revision
+    here = local(checkpoint.hub, revision)
+    if here is not None:
+        with lock.claimed(lock_path, name, lock.Entry(here.name, revision, None, contents(here))):
+            verify(here, checkpoint.sha256)
+            yield here
+        return
+    locked = lock.read(lock_path).get(name)
+    commit = locked.commit if locked and locked.hub == checkpoint.hub else None
+    remote = hub.resolve(checkpoint.hub, revision, commit, sleep)
+    told = {file: digest for file, digest in remote.weights.items() if digest}
+    entry = lock.Entry(remote.hub, revision, remote.commit, told)
+    with ExitStack() as stack:
+        known = told.keys() == remote.weights.keys()
+        if known:
+            stack.enter_context(lock.claimed(lock_path, name, entry))
+        path = stack.enter_context(hub.lent(remote, keep, sleep))
+        if not known:
+            found = replace(entry, files=hashes(path, remote.weights))
+            stack.enter_context(lock.claimed(lock_path, name, found))
+        verify(path, checkpoint.sha256)
+        yield path
 
 
 def _reason(error: Exception) -> str:

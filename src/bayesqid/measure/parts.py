@@ -15,7 +15,7 @@ from bayesqid.errors import BadInput
 from bayesqid.measure.loss import Scores
 from bayesqid.measure.plan import OWN, Plan
 from bayesqid.measure.quantizers import QUANTIZERS
-from bayesqid.recipe import Recipe, effective_bits, parse
+from bayesqid.recipe import FORMATS, Recipe, effective_bits, parse
 from bayesqid.suite import Checkpoint
 
 
@@ -47,11 +47,6 @@ def part_path(folder: Path, checkpoint: str, recipes: list[str]) -> Path:
     return folder / f"{stem(checkpoint)}-{hashlib.sha256(' '.join(recipes).encode()).hexdigest()[:8]}.nc"
 
 
-def failed_path(folder: Path, checkpoint: str) -> Path:
-    """Where the cells of a checkpoint that failed are noted until it is tried again."""
-    return folder / f"{stem(checkpoint)}.failed.nc"
-
-
 def facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the plan already knows of a checkpoint, by the names of the file's coordinates."""
     known = (*measurements.STATED, "n_params", "n_params_nonembedding", "vocab_size")
@@ -78,8 +73,9 @@ def write_part(plan: Plan, folder: Path, checkpoint: Checkpoint, found: Found, c
             quantized = weights / found.facts["n_params"] if recipes[column].method != "none" else 0.0
             part["quantized_fraction"].values[0, column] = quantized
     failed = any(cell.scores is None for cell in cells.values())
-    usual = part_path(folder, checkpoint.id, list(cells))
-    files.write_netcdf(part, failed_path(folder, checkpoint.id) if failed else usual)
+    path = part_path(folder, checkpoint.id, list(cells))
+    # what is tried again and works stands beside what failed, and counts
+    files.write_netcdf(part, path.with_suffix(".failed.nc") if failed else path)
 
 
 def existing(output: Path, plan: Plan) -> Iterator[xr.Dataset]:
@@ -115,24 +111,37 @@ def parts_folder(output: Path) -> Path:
     return output.with_name(output.name + ".parts")
 
 
-def done(parts: list[xr.Dataset]) -> tuple[set[tuple[str, str]], dict[str, str]]:
-    """Measured (checkpoint, recipe) pairs, and the weight hash of every checkpoint that has one."""
-    cells, hashes = set(), {}
+def lock_path(output: Path, plan: Plan) -> Path:
+    """The lock of the suite beside a measurements file; models of one's own are locked for that file only."""
+    return output.with_name(f"{output.name if plan.suite == OWN else plan.suite}.lock")
+
+
+Cells = set[tuple[str, str]]
+
+
+def done(parts: list[xr.Dataset]) -> tuple[Cells, Cells, dict[str, str]]:
+    """Measured and failed (checkpoint, recipe) pairs, and the weight hash of every checkpoint that has one."""
+    cells: Cells = set()
+    failed: Cells = set()
+    hashes: dict[str, str] = {}
     for part in parts:
         for row, name in enumerate(part["checkpoint"].values.astype(str)):
             ok = part["status"].values[row] == measurements.OK
+            lost = part["status"].values[row] == measurements.FAILED
             cells |= {(name, str(recipe)) for recipe in part["recipe"].values[ok]}
+            failed |= {(name, str(recipe)) for recipe in part["recipe"].values[lost]}
             digest = str(part["weight_sha256"].values[row])
             if digest and (ok.any() or str(part["reason"].values[row, 0]).startswith("the same weights")):
                 hashes[name] = digest
-    return cells, hashes
+    return cells, failed - cells, hashes
 
 
 def _place(recipe: Recipe) -> tuple:
     """Order of recipes in a file: it must not depend on which were measured first."""
     methods = list(QUANTIZERS)
     method = methods.index(recipe.method) if recipe.method in methods else -1
-    return method, recipe.group_size, recipe.bits, not recipe.symmetric
+    form = list(FORMATS).index(recipe.format) if recipe.format in FORMATS else -1
+    return method, form, recipe.options, recipe.group_size, recipe.bits, not recipe.symmetric, recipe.seed
 
 
 def frame(plan: Plan, parts: list[xr.Dataset]) -> xr.Dataset:

@@ -2,14 +2,15 @@
 
 import math
 import sys
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bayesqid import suite
 from bayesqid.errors import BadInput
-from bayesqid.measure import text
+from bayesqid.measure import save, saved, text
 from bayesqid.measure.layers import device_name
 from bayesqid.measure.load import DTYPES
 from bayesqid.measure.quantizers.gptq import DAMP
@@ -28,14 +29,14 @@ class Protocol:
     """How losses are taken; two cells compare only when this is the same.
 
     Documents are cut to `max_bytes`, put behind the tokenizer's separator and scored in windows of
-    `context` tokens that do not overlap. Calibration: `calibration_windows` windows of `context` tokens.
+    `context` tokens that do not overlap. Calibration: `calibration_windows` windows of `context` tokens,
+    drawn with the recipe's seed.
     """
 
     context: int = 256
     max_bytes: int = 1024
     documents: int = 0
     calibration_windows: int = 128
-    seed: int = 0
     dtype: str = "float32"
 
 
@@ -51,8 +52,14 @@ class Plan:
     documents: tuple[text.Document, ...]
     calibration: tuple[text.Document, ...]
     text: str
+    calibration_text: str
     tokenizer: str | None
     device: str
+    # recipes saved quantized with their folders, and where to save what is quantized here
+    saved: tuple[tuple[str, str], ...] = ()
+    save_to: str | None = None
+    # whether what was downloaded stays in the cache
+    keep: bool = False
 
     def manifest(self) -> dict[str, Any]:
         """What stands in the file: suite, protocol with the texts' hashes, versions, device, command."""
@@ -62,9 +69,10 @@ class Plan:
             | {
                 "stride": self.protocol.context,
                 "separator": "the tokenizer's bos token, else its eos token, before every document",
-                "boundaries": "windows never cross documents",
+                "boundaries": "windows never cross documents; a short last one starts earlier and scores the rest",
                 "text": self.text,
                 "text_sha256": text.digest(list(self.documents)),
+                "calibration": self.calibration_text,
                 "calibration_sha256": text.digest(list(self.calibration)),
                 "calibration_documents": len(self.calibration),
                 "gptq_damp": DAMP,
@@ -83,9 +91,21 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def recipes(names: list[str]) -> tuple[Recipe, ...]:
-    """Recipes by name, each once, with the baseline `none` first."""
-    return tuple(dict.fromkeys([NONE, *(parse(item.strip()) for item in names)]))
+def recipes(names: list[str], seeds: Sequence[int] = ()) -> tuple[Recipe, ...]:
+    """Recipes by name, each once, with the baseline `none` first; calibrated ones once for each of `seeds`."""
+    if any(seed < 0 for seed in seeds):
+        raise BadInput(f"The calibration seed {min(seeds)} is negative: give 0 or more.")
+    parsed = [parse(item.strip()) for item in names]
+    drawn = [[replace(one, seed=seed) for seed in seeds] if one.calibrated and seeds else [one] for one in parsed]
+    return tuple(dict.fromkeys([NONE, *(one for several in drawn for one in several)]))
+
+
+def seeds(text: str | None) -> tuple[int, ...]:
+    """Calibration seeds from text such as `0,1,2`; none from None."""
+    try:
+        return () if text is None else tuple(dict.fromkeys(int(item) for item in text.split(",")))
+    except ValueError:
+        raise BadInput(f"--calibration-seeds {text!r} is no list of numbers: write e.g. 0,1,2.") from None
 
 
 def protocol(*layers: dict[str, Any]) -> Protocol:
@@ -126,6 +146,8 @@ def own(target: str, family: str | None, tokens: float | None, lr_phase: str, ca
     if lr_phase not in suite.PHASES:
         raise BadInput(f"--lr-phase {lr_phase!r} is unknown: choose one of {', '.join(suite.PHASES)}.")
     path = Path(target).expanduser()
+    if path.is_dir() and saved.is_quantized(path):
+        raise BadInput(f"{target} is quantized already: name its baseline and give this folder with --quantized.")
     if path.is_dir():
         hub, revision = str(path.resolve()), "local"
     elif target.startswith((".", "/", "~")):
@@ -154,8 +176,17 @@ def make(
     evaluation: Path | None = None,
     calibration: Path | None = None,
     tokenizer: Path | None = None,
+    seeds: Sequence[int] = (),
+    quantized: Sequence[Path] = (),
+    quantized_method: str | None = None,
+    save_to: Path | None = None,
+    keep: bool = False,
 ) -> Plan:
     """Plan for a suite (name or TOML file) or for one model of one's own.
+
+    `quantized` are folders of checkpoints saved quantized whose baseline the target is, a single model, and
+    `quantized_method` how they were made if they do not say; `save_to` is a folder for what is quantized
+    here, and `keep` leaves downloads in the cache.
 
     `facts` are those a model of one's own needs (family, tokens, lr_phase, called); `settings` overrule the
     suite's protocol; texts default to the suite's, and to the bundled ladder's for a model of one's own.
@@ -169,22 +200,35 @@ def make(
         if stated:
             raise BadInput(f"--{stated[0]} is for a model of your own, but {target} is a suite, which says it itself.")
         checkpoints = source.checkpoints
+    if quantized and not single:
+        raise BadInput(f"--quantized needs one baseline, but {target} is a suite: name the model that was quantized.")
+    given = tuple((str(saved.recipe_of(folder, quantized_method)), str(folder)) for folder in quantized)
+    default = [] if quantized else list(RECIPES if single else source.recipes)
+    wanted = recipes([*(default if names is None else names), *(name for name, _ in given)], seeds)
+    for recipe in wanted if save_to else ():
+        if recipe != NONE:
+            save.form(recipe)
     usual = {} if single else {key: getattr(source.text, key, None) for key in PER_SUITE}
     agreed = protocol(usual, settings)
     ids = [checkpoint.id for checkpoint in checkpoints]
     if len(set(ids)) < len(ids):
         raise BadInput(f"The suite {source.name} lists a checkpoint twice: remove one of them.")
     path = evaluation or source.text.evaluation
+    drawn = calibration or source.text.calibration
     documents = text.cut(text.read(path), agreed.max_bytes)
     return Plan(
         suite=OWN if single else source.name,
         checkpoints=tuple(checkpoint for checkpoint in checkpoints if not checkpoint.excluded),
         excluded={checkpoint.id: checkpoint.excluded for checkpoint in checkpoints if checkpoint.excluded},
-        recipes=recipes(names or list(RECIPES if single else source.recipes)),
+        recipes=wanted,
         protocol=agreed,
         documents=tuple(documents[: agreed.documents or None]),
-        calibration=tuple(text.read(calibration or source.text.calibration)),
+        calibration=tuple(text.read(drawn)),
         text=Path(path).stem if evaluation else f"{source.name} ladder's {Path(path).stem}",
+        calibration_text=Path(drawn).stem if calibration else f"{source.name} ladder's {Path(drawn).stem}",
         tokenizer=str(tokenizer) if tokenizer else None if single else source.text.tokenizer,
         device=device,
+        saved=given,
+        save_to=str(save_to) if save_to else None,
+        keep=keep,
     )

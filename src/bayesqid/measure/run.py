@@ -15,15 +15,18 @@ import xarray as xr
 from tqdm import tqdm
 
 from bayesqid import files, measurements
-from bayesqid.measure import layers, load
+from bayesqid.measure import layers, load, lock
 from bayesqid.measure.checkpoint import measure_checkpoint
-from bayesqid.measure.parts import done, existing, frame, parts_folder
+from bayesqid.measure.parts import done, existing, frame, lock_path, parts_folder
 from bayesqid.measure.plan import Plan
 from bayesqid.recipe import Recipe
 from bayesqid.suite import Checkpoint
 
 # Models below this size leave cores idle: several are measured at once
 SMALL_PARAMETERS = 20_000_000
+
+# Large models move a bar by shares of a cell
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} cells [{elapsed}<{remaining}]"
 
 # In a worker: set when the parent wants no more
 _stop: Event | None = None
@@ -47,16 +50,17 @@ def _start(threads: int, stop: Event) -> None:
     load.quiet()
 
 
-def _go_on(*_: Any) -> None:
+def _go_on(amount: float = 0.0) -> None:
+    # `amount` is for those who show progress
     if _stop is not None and _stop.is_set():
         raise KeyboardInterrupt
 
 
-def _work(plan: Plan, checkpoint: Checkpoint, recipes: list[Recipe], hashes: dict[str, str], folder: Path) -> None:
+def _work(plan: Plan, checkpoint: Checkpoint, recipes: list[Recipe], hashes: dict[str, str], output: Path) -> None:
     """Measure in a worker; what is finished when the parent stops it is saved."""
     try:
         _go_on()
-        measure_checkpoint(plan, checkpoint, recipes, hashes, folder, _go_on)
+        measure_checkpoint(plan, checkpoint, recipes, hashes, output, _go_on)
     except KeyboardInterrupt:
         return
 
@@ -80,14 +84,17 @@ def missing(plan: Plan, measured: set[tuple[str, str]]) -> list[tuple[Checkpoint
     return [(checkpoint, recipes) for checkpoint, recipes in tasks if recipes]
 
 
-def _here(plan: Plan, tasks: list, hashes: dict[str, str], folder: Path, bar: tqdm) -> None:
+def _here(plan: Plan, tasks: list, hashes: dict[str, str], output: Path, bar: tqdm) -> None:
     load.quiet()
     for checkpoint, recipes in tasks:
         bar.set_description_str(checkpoint.id)
-        measure_checkpoint(plan, checkpoint, recipes, hashes, folder, bar.update)
+        start = bar.n
+        measure_checkpoint(plan, checkpoint, recipes, hashes, output, bar.update)
+        # what was tried twice, or not to the end, counts once
+        bar.update(start + len(recipes) - bar.n)
 
 
-def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], folder: Path, bar: tqdm, count: int) -> None:
+def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], output: Path, bar: tqdm, count: int) -> None:
     threads = max(1, torch.get_num_threads() // count)
     # the biggest first, so that no core waits for a late big one
     ordered = sorted(tasks, key=lambda task: -task[0].n_params)
@@ -95,7 +102,7 @@ def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], folder: Path,
     stop = context.Event()
     with ProcessPoolExecutor(count, context, _start, (threads, stop)) as pool:
         waiting = {
-            pool.submit(_work, plan, checkpoint, recipes, hashes, folder): (checkpoint, recipes)
+            pool.submit(_work, plan, checkpoint, recipes, hashes, output): (checkpoint, recipes)
             for checkpoint, recipes in ordered
         }
         try:
@@ -113,18 +120,20 @@ def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], folder: Path,
 def merged(plan: Plan, output: Path) -> xr.Dataset:
     """Everything measured so far for an output file, its own content and its parts together."""
     parts = list(existing(output, plan))
-    return measurements.merge(frame(plan, parts), parts)
+    data = measurements.merge(frame(plan, parts), parts)
+    # copies are found out before they are loaded, so the file does not have their hash
+    return measurements.refuse(data, lock.twins(lock.read(lock_path(output, plan))))
 
 
-def run(plan: Plan, output: Path, jobs: int = 0) -> xr.Dataset:
+def run(plan: Plan, output: Path, jobs: int = 0, retry_failed: bool = False) -> xr.Dataset:
     """Measure what is missing of a plan, write `output` and return it.
 
-    Finished cells lie in `output`.parts/ and are never measured again; failed ones are tried again. Ctrl-C
+    Finished cells lie in `output`.parts/ and are never measured again, failed ones only with `retry_failed`. Ctrl-C
     keeps what is finished and merges it. Raises `BadInput` when `output` is of another suite or protocol.
     """
     device = layers.best_device(plan.device)
-    measured, hashes = done(list(existing(output, plan)))
-    tasks = missing(plan, measured)
+    measured, failed, hashes = done(list(existing(output, plan)))
+    tasks = missing(plan, measured if retry_failed else measured | failed)
     folder = parts_folder(output)
     for name, reason in plan.excluded.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
@@ -132,15 +141,18 @@ def run(plan: Plan, output: Path, jobs: int = 0) -> xr.Dataset:
     left = sum(len(recipes) for _, recipes in tasks)
     if left < total:
         print(f"{total - left} of {total} cells are in {output} already", file=sys.stderr)
+    again = sum((checkpoint.id, str(recipe)) in failed for checkpoint in plan.checkpoints for recipe in plan.recipes)
+    if again and not retry_failed:
+        print(f"{again} of them failed and are not tried again: --retry-failed does", file=sys.stderr)
     count = workers(plan, jobs, len(tasks))
     pace = 0.1 if sys.stderr.isatty() else 10.0
     try:
         if tasks:
-            with tqdm(total=left, unit="cell", desc=device.type, mininterval=pace, file=sys.stderr) as bar:
+            with tqdm(total=left, desc=device.type, mininterval=pace, file=sys.stderr, bar_format=BAR) as bar:
                 if count == 1:
-                    _here(plan, tasks, hashes, folder, bar)
+                    _here(plan, tasks, hashes, output, bar)
                 else:
-                    _in_processes(plan, tasks, hashes, folder, bar, count)
+                    _in_processes(plan, tasks, hashes, output, bar, count)
     finally:
         if folder.is_dir() or output.exists():
             files.write_netcdf(merged(plan, output), output)

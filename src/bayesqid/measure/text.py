@@ -18,7 +18,7 @@ class Document(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A stretch of one document: input tokens and the token that follows each of them."""
+    """A stretch of one document: input tokens, and the tokens that follow the last of them and are scored."""
 
     document: int
     inputs: np.ndarray
@@ -95,12 +95,17 @@ def tokenize(documents: list[Document], tokenizer: Any, rows: int) -> list[np.nd
 def windows(tokens: list[np.ndarray], context: int) -> list[Window]:
     """Windows of at most `context` inputs that score every token but a document's first exactly once.
 
-    A window's first input is the last target of the window before; windows never cross documents.
+    A window's first scored token is the one behind the last of the window before. A last window that scores fewer
+    than `context` tokens starts earlier, so that these see as much text as others do; lm-evaluation-harness's
+    rolling windows are the same. Windows never cross documents.
     """
-    return [
-        Window(index, ids[start : start + context][: len(ids) - 1 - start], ids[start + 1 : start + 1 + context])
+    ends = [
+        (index, ids, start, min(start + context, len(ids) - 1))
         for index, ids in enumerate(tokens)
         for start in range(0, len(ids) - 1, context)
+    ]
+    return [
+        Window(index, ids[max(0, end - context) : end], ids[start + 1 : end + 1]) for index, ids, start, end in ends
     ]
 
 

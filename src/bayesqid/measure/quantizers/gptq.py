@@ -3,22 +3,37 @@
 Frantar, Ashkboos, Hoefler, Alistarh (2022), arXiv:2210.17323, algorithm 1.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from bayesqid.measure.quantizers import rtn
+from bayesqid.measure.quantizers.outcome import Quantized, Seen
 from bayesqid.recipe import Recipe
 
 # Share of the mean diagonal that is added to the Hessian's diagonal, as in the paper's section 3.3
 DAMP = 0.01
 COLUMNS_PER_BLOCK = 128
+# Weights of all recipes and their factors in work at once hold at most this many numbers (1 GiB in float32)
+NUMBERS = 2**28
+
+
+class Factor(NamedTuple):
+    """What a recipe needs of a Hessian: U of its inverse in the order of columns, dead columns, damp used."""
+
+    upper: Tensor
+    order: Tensor | None
+    dead: Tensor
+    damp: float
 
 
 def inverse_factor(hessian: Tensor, damp: float = DAMP) -> tuple[Tensor, float]:
     """Upper Cholesky factor U of the inverse of the damped Hessian (columns, columns), H^-1 = U^T U.
 
     Returns U in float32 and the damp that was needed: it is raised tenfold, up to 1, while the Cholesky
-    decomposition, done in float64, fails.
+    decomposition, done in float64, fails. Raises ValueError when it fails at 1 too.
     """
     hessian = hessian.double()
     mean = hessian.diagonal().mean()
@@ -34,36 +49,117 @@ def inverse_factor(hessian: Tensor, damp: float = DAMP) -> tuple[Tensor, float]:
         damp = min(10 * damp, 1.0)
 
 
-def quantize(weight: Tensor, hessian: Tensor | None, recipe: Recipe, damp: float = DAMP) -> tuple[Tensor, str]:
-    """Weight (rows, columns) quantized by GPTQ, in float32, and a note when the damp had to be raised.
+def factorize(seen: Seen, act_order: bool) -> Factor:
+    """The factor of a Hessian, its columns by falling diagonal for `act_order`; dead inputs get a diagonal of 1."""
+    hessian = seen.hessian.double()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
+    if dead.any():
+        hessian = hessian + torch.diag(dead.to(hessian.dtype))
+    if order is not None:
+        hessian = hessian[order][:, order]
+    upper, damp = inverse_factor(hessian)
+    return Factor(upper, order, dead, damp)
 
-    The Hessian (columns, columns) is H = 2/n sum x x^T over n calibration inputs x. Inputs that never
-    fire get a zero weight, as in the reference code. A group's scale is fitted when its first column is
-    reached, to the weights as updated by then; without groups, to the original weights.
+
+def quantize(weight: Tensor, seens: Sequence[Seen | None], recipes: Sequence[Recipe]) -> list[Quantized]:
+    """One weight (rows, columns) quantized by GPTQ for several recipes at once, each with what it has seen.
+
+    Recipes run in lockstep, column by column, as one batch; what they share (`seens` that are one object) is
+    factorized once. Inputs that never fire get a zero weight, as in the reference code. A group's scale is
+    fitted when its first column is reached, to the weights as updated by then; without groups, to the original
+    weights. A layer that no calibration input reached is rounded to nearest. The note tells each damp above the
+    usual and each such fallback. Raises ValueError when a Hessian cannot be factorized.
     """
-    if hessian is None:
-        raise ValueError("GPTQ needs a Hessian")
-    work, hessian = weight.float().clone(), hessian.clone()
-    columns = work.shape[1]
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
-    work[:, dead] = 0
-    factor, used = inverse_factor(hessian, damp)
-    group = columns if recipe.group_size == -1 else recipe.group_size
-    scale, zero = rtn.grid(work, recipe)
-    result = torch.empty_like(work)
+    factors: dict[tuple[int, bool], Factor] = {}
+    done: dict[int, Quantized] = {}
+    for index, (seen, recipe) in enumerate(zip(seens, recipes, strict=True)):
+        if seen is None:
+            raise ValueError("GPTQ needs a Hessian")
+        key = (id(seen), "act" in recipe.options)
+        if not bool(seen.hessian.diagonal().any()):
+            done[index] = rtn.quantize(weight, None, recipe)._replace(note="no input reached it: rounded to nearest")
+        elif key not in factors:
+            factors[key] = factorize(seen, key[1])
+    columns = weight.shape[1]
+    waiting = [index for index in range(len(recipes)) if index not in done]
+    shared = len(factors) == 1
+    most = max(1, NUMBERS // (3 * columns**2)) if not shared else len(recipes)
+    for start in range(0, len(waiting), most):
+        chosen = waiting[start : start + most]
+        mine = [factors[id(seens[index]), "act" in recipes[index].options] for index in chosen]
+        made = _rows_in_turn(weight, mine, [recipes[index] for index in chosen], shared)
+        done |= dict(zip(chosen, made, strict=True))
+    return [done[index] for index in range(len(recipes))]
+
+
+def _rows_in_turn(weight: Tensor, factors: list[Factor], recipes: list[Recipe], shared: bool) -> list[Quantized]:
+    """`_lockstep` on as many rows at a time as fit into memory: rows do not depend on one another."""
+    rows = max(1, NUMBERS // (3 * weight.shape[1] * len(recipes)))
+    parts = [_lockstep(part, factors, recipes, shared) for part in weight.split(rows)]
+    if len(parts) == 1:
+        return parts[0]
+    joined = []
+    for pieces in zip(*parts, strict=True):
+        stacked = {name: torch.cat([getattr(piece, name) for piece in pieces])
+                   for name in ("weight", "codes", "scale", "zero")}  # fmt: skip
+        joined.append(pieces[0]._replace(**stacked))
+    return joined
+
+
+def _lockstep(weight: Tensor, factors: list[Factor], recipes: list[Recipe], shared: bool) -> list[Quantized]:
+    rows, columns = weight.shape
+    # (recipes, columns, rows): the loop below touches whole columns, which this makes contiguous
+    work = torch.stack([_columns(weight, factor) for factor in factors])
+    upper = factors[0].upper[None] if shared else torch.stack([factor.upper for factor in factors])
+    pivots = upper.diagonal(dim1=1, dim2=2)
+    codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
+    sizes = [columns if recipe.group_size == -1 else recipe.group_size for recipe in recipes]
+    top = torch.tensor([2.0**recipe.bits - 1 for recipe in recipes], device=work.device)[:, None].expand(-1, rows)
+    scale, zero = (torch.empty(top.shape, device=work.device) for _ in range(2))
+    grids: list[list[tuple[Tensor, Tensor]]] = [[] for _ in recipes]
+    nothing = torch.zeros((), device=work.device)
     for start in range(0, columns, COLUMNS_PER_BLOCK):
         stop = min(start + COLUMNS_PER_BLOCK, columns)
-        # contiguous columns: the loop below touches one column and those after it
-        block, inverse = work[:, start:stop].T.contiguous(), factor[start:stop, start:stop]
-        errors, pivots = torch.empty_like(block), inverse.diagonal().tolist()
-        for i, pivot in enumerate(pivots):
-            if recipe.group_size != -1 and (start + i) % group == 0:
-                # groups never straddle a block: 128 is a multiple of every group size
-                scale, zero = rtn.grid(block[i : i + group].T, recipe)
-            rounded = rtn.snap(block[i], scale[:, 0], zero[:, 0], recipe.bits)
-            errors[i] = (block[i] - rounded) / pivot
-            result[:, start + i] = rounded
-            block[i + 1 :].addr_(inverse[i, i + 1 :], errors[i], alpha=-1)
-        work[:, stop:] -= errors.T @ factor[start:stop, stop:]
-    return result, "" if used == damp else f"damp {used:g}"
+        block, inverse = work[:, start:stop], upper[:, start:stop, start:stop]
+        errors = torch.empty_like(block)
+        for i in range(stop - start):
+            for r, size in enumerate(sizes):
+                if (start + i) % size == 0:
+                    # groups never straddle a block, 128 being a multiple of every group size; whole rows do
+                    members = block[r, i : i + size] if size < columns else work[r]
+                    lie = rtn.grid(members.T, recipes[r])
+                    scale[r], zero[r] = lie[0][:, 0], lie[1][:, 0]
+                    grids[r].append((lie[0], lie[1]))
+            column = block[:, i]
+            code = torch.clamp((column / scale).round_().add_(zero), nothing, top)
+            codes[:, start + i] = code
+            rounded = code.sub_(zero).mul_(scale)
+            error = torch.sub(column, rounded, out=errors[:, i]).div_(pivots[:, start + i, None])
+            column.copy_(rounded)
+            if i + 1 < stop - start:
+                block[:, i + 1 :].addcmul_(inverse[:, i, i + 1 :, None], error[:, None], value=-1)
+        if stop < columns:
+            work[:, stop:].sub_(upper[:, start:stop, stop:].transpose(1, 2) @ errors)
+    return [
+        _outcome(values, number, lies, recipe, factor)
+        for values, number, lies, recipe, factor in zip(work, codes, grids, recipes, factors, strict=True)
+    ]
+
+
+def _columns(weight: Tensor, factor: Factor) -> Tensor:
+    """The weight's columns as rows, in the factor's order, those of dead inputs zero."""
+    work = weight.float().T.clone(memory_format=torch.contiguous_format)
+    work[factor.dead] = 0
+    return work if factor.order is None else work[factor.order]
+
+
+def _outcome(values: Tensor, codes: Tensor, grids: list, recipe: Recipe, factor: Factor) -> Quantized:
+    scale, zero = (torch.cat([lie[which] for lie in grids], 1) for which in (0, 1))
+    note = "" if factor.damp == DAMP else f"damp {factor.damp:g}"
+    if factor.order is None:
+        return Quantized(values.T.contiguous(), note, codes.T.contiguous(), scale, zero)
+    size = len(values) if recipe.group_size == -1 else recipe.group_size
+    back = torch.argsort(factor.order)
+    return Quantized(values[back].T.contiguous(), note, codes[back].T.contiguous(), scale, zero, back // size)
