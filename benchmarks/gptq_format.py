@@ -150,9 +150,10 @@ def theirs(source: Path, case: tuple, tokens: torch.Tensor, place: Path) -> None
     mine = dense(source, weights, tokens)
     baseline = load.model(source, "float32", torch.device("cpu"))
     belongs = set(saved.of(folder, baseline)) == set(layers.linears(baseline))
-    say(**{"saved by": "gptqmodel", "model": source.name, "settings": list(case), "read as": str(saved.recipe_of(folder)),
-           "format": saved.settings(folder)["checkpoint_format"], "zero points of 0": zeros(folder),
-           "of the baseline": belongs}, **compare(folder, mine, tokens))  # fmt: skip
+    said = saved.settings(folder) or {}
+    say(**{"saved by": "gptqmodel", "model": source.name, "settings": list(case), "format": said["checkpoint_format"],
+           "read as": str(saved.recipe_of(folder)), "zero points of 0": zeros(folder), "of the baseline": belongs},
+        **compare(folder, mine, tokens))  # fmt: skip
 
 
 def lift(source: Path) -> None:

@@ -1,39 +1,157 @@
-"""Seconds that measuring takes per checkpoint and recipe of the bundled ladder, one checkpoint of each model.
+"""What a sweep costs over plain evaluation: CPU seconds per cell over those of one forward pass of the same text.
 
-PYTHONPATH=src python benchmarks/measure.py [THREADS] [MAX_BYTES] [CALIBRATION_WINDOWS]
+    python benchmarks/measure.py sweep [--every 1] [--repeats 3]     # the bundled ladder, 18 recipes, half of them GPTQ
+    python benchmarks/measure.py scaling                             # seconds and memory by recipes and by parameters
+
+`sweep` runs the command line in a process of its own, one thread, imports, hashing, calibration, quantization and
+writing included, and interleaves it with plain passes: `model(input_ids).logits` and the cross-entropy of each token,
+the same windows in the same batches. Cells are recipes and baseline of every checkpoint. Prints JSON lines; nothing
+fails on time.
 """
 
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from bayesqid.measure import calibrate, load, plan
-from bayesqid.measure.checkpoint import measure_cell, prepare
-from bayesqid.measure.parts import Found
+ROOT = Path(__file__).resolve().parents[1]
+RTN = ("rtn-w2", "rtn-w3", "rtn-w4", "rtn-w8", "rtn-w2-g32", "rtn-w3-g32", "rtn-w4-g32", "rtn-w3-asym", "rtn-w4-asym")
+GPTQ = ("gptq-w2", "gptq-w3", "gptq-w4", "gptq-w2-g32", "gptq-w3-g32", "gptq-w4-g32", "gptq-w3-asym", "gptq-w4-asym",
+        "gptq-w4-act")  # fmt: skip
+SETS = {
+    "9 RTN, 9 GPTQ sequential": RTN + GPTQ,
+    "9 RTN, 9 GPTQ one-shot": RTN + tuple(f"{name}-oneshot" for name in GPTQ),
+    "9 RTN": RTN,
+}
+NOBODY = {"family": None, "tokens": None, "lr_phase": "unknown", "called": None}
 
-FACTS = {"family": None, "tokens": None, "lr_phase": "unknown", "called": None}
+
+def cpu_of(command: list[str]) -> float:
+    """CPU seconds, user and system, of a process and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-@torch.inference_mode()
-def main() -> None:
-    threads, max_bytes, windows = (int(given) for given in (sys.argv[1:] + ["1", "128", "16"][len(sys.argv) - 1 :]))
-    torch.set_num_threads(threads)
+def a_suite(folder: Path, every: int) -> Path:
+    """The bundled suite with each `every`th checkpoint of every model."""
+    rows = json.loads((ROOT / "models" / "tiny" / "checkpoints.json").read_text())
+    chosen = [row | {"path": str(ROOT / "models" / row["path"])} for row in rows[::every]]
+    (folder / "checkpoints.json").write_text(json.dumps(chosen))
+    text = (ROOT / "models" / "tiny.toml").read_text()
+    text = text.replace('checkpoints = "tiny/checkpoints.json"', 'checkpoints = "checkpoints.json"')
+    (folder / "some.toml").write_text(text.replace('"tiny/', f'"{ROOT}/models/tiny/'))
+    return folder / "some.toml"
+
+
+def plain(suite: Path) -> tuple[float, int]:
+    """CPU seconds of one forward pass over the evaluation text, summed over the suite's checkpoints; their number."""
+    import torch
+
+    from bayesqid.measure import checkpoint as one
+    from bayesqid.measure import load, plan
+    from bayesqid.measure.parts import Found
+
+    torch.set_num_threads(1)
     load.quiet()
-    made = plan.make("tiny", None, "cpu", {"max_bytes": max_bytes, "calibration_windows": windows}, FACTS)
-    largest = {checkpoint.model: checkpoint for checkpoint in made.checkpoints}
-    prepare(made, made.checkpoints[0], {}, Found())  # imports and first calls are not what is timed
-    print("process seconds".ljust(18), "load+base", *(str(recipe).rjust(10) for recipe in made.recipes[1:]))
-    for name, checkpoint in largest.items():
-        start = time.process_time()
-        ready = prepare(made, checkpoint, {}, Found())
-        inputs: calibrate.Inputs = ready.calibration()
-        times = [time.process_time() - start]
-        for recipe in made.recipes[1:]:
+    made, total = plan.make(str(suite), ["rtn-w4"], "cpu", {}, NOBODY), 0.0
+    with torch.inference_mode():
+        for checkpoint in made.checkpoints:
+            ready = one.prepare(made, checkpoint, load.folder(checkpoint.hub, checkpoint.revision), {}, Found())
             start = time.process_time()
-            measure_cell(ready, recipe, inputs, len(made.documents))
-            times.append(time.process_time() - start)
-        print(name.ljust(18), *(f"{value:9.2f} " for value in times), flush=True)
+            for batch in ready.work:
+                logits = ready.model(input_ids=batch.inputs, use_cache=False).logits[batch.scored]
+                torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+            total += time.process_time() - start
+    return total, len(made.checkpoints)
+
+
+def sweep(every: int, repeats: int) -> None:
+    ratios: dict[str, list[float]] = {name: [] for name in SETS}
+    with tempfile.TemporaryDirectory() as place:
+        suite = a_suite(Path(place), every)
+        for repeat in range(repeats):
+            for name, recipes in SETS.items():
+                floor, checkpoints = plain(suite)
+                output = Path(place) / f"{repeat}-{len(ratios[name])}-{name.replace(' ', '')}.nc"
+                spent = cpu_of([
+                    sys.executable, "-m", "bayesqid", "measure", str(suite), "--recipes", ",".join(recipes),
+                    "-o", str(output), "--jobs", "1",
+                ])  # fmt: skip
+                cells = checkpoints * (len(recipes) + 1)
+                ratios[name].append(spent / cells / (floor / checkpoints))
+                row = {"recipes": name, "cells": cells, "cpu_s": round(spent, 1), "plain_pass_s": round(floor, 2)}
+                print(json.dumps(row | {"ratio": round(ratios[name][-1], 3)}), flush=True)
+    for name, found in ratios.items():
+        print(json.dumps({"recipes": name, "median_ratio": round(statistics.median(found), 3), "of": len(found)}))
+
+
+def one_run(width: int, layers: int, recipes: list[str], documents: int) -> dict:
+    """CPU seconds and peak resident MiB of measuring a random Llama-shaped model, in a process of its own."""
+    script = f"""
+import json, resource, time, torch
+torch.set_num_threads(1)
+from transformers import LlamaConfig, LlamaForCausalLM
+from bayesqid.measure import blocks, layers, text, together
+from bayesqid.recipe import NONE, parse
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size={width}, intermediate_size={4 * width},
+    num_hidden_layers={layers}, num_attention_heads={width // 32}, max_position_embeddings=256)).eval()
+generator = torch.Generator().manual_seed(1)
+tokens = [torch.randint(0, 256, (129,), generator=generator).numpy() for _ in range({documents})]
+rows = torch.randint(0, 256, (16, 256), generator=generator)
+with torch.inference_mode():
+    windows = text.windows(tokens, 256)
+    linears = layers.linears(model)
+    inside = [{{id(m) for m in block.modules()}} for block in layers.blocks(model)]
+    by_block = [{{n: m for n, m in linears.items() if id(m) in members}} for members in inside]
+    as_tuple = blocks.verify(model, torch.from_numpy(windows[0].inputs[None, :8]))
+    ready = together.Ready(model, torch.device("cpu"), as_tuple, by_block, windows, lambda seed: rows, len(tokens))
+    ready.lay_out()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, waiting = time.process_time(), [NONE] + [parse(name) for name in {recipes!r}]
+    size = together.lanes_at_once(ready, waiting)
+    while waiting:
+        together.measure(ready, waiting[:size], {{}}, False, lambda amount: None)
+        del waiting[:size]
+    print(json.dumps(dict(cpu_s=time.process_time() - start, at_once=size,
+        mib=(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        parameters=sum(w.weight.numel() for w in linears.values()))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def scaling() -> None:
+    many = [f"{name}{grid}{end}" for end in ("", "-s1", "-s2") for grid in ("", "-g32", "-g64") for name in
+            ("gptq-w2", "gptq-w3", "gptq-w4", "gptq-w8")]  # fmt: skip
+    for count in (1, 2, 4, 9, 18, 36):
+        found = one_run(128, 4, many[:count], 192)
+        print(json.dumps({"by": "recipes", "recipes": count} | found), flush=True)
+    for width, layers in ((32, 2), (64, 4), (128, 4), (256, 6), (512, 8)):
+        found = one_run(width, layers, ["rtn-w3", "rtn-w4", "gptq-w3", "gptq-w4"], 96)
+        print(json.dumps({"by": "parameters", "recipes": 4} | found), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["sweep", "scaling"], default="sweep")
+    parser.add_argument("--every", type=int, default=1, help="measure each n-th checkpoint of the ladder only")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    if given.what == "sweep":
+        sweep(given.every, given.repeats)
+    else:
+        scaling()
 
 
 if __name__ == "__main__":

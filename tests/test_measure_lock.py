@@ -44,8 +44,11 @@ def test_no_lock_locks_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"schema": "bayesqid-lock/1"}', '{"schema": 1, "checkpoints": {"a": {"b": 1}}}', "\0"],
-)
+    ["", "{", "[]", "{}", '{"schema": "bayesqid-lock/1"}', '{"schema": 1, "checkpoints": {"a": {"b": 1}}}', "\0",
+     *(json.dumps({"schema": "bayesqid-lock/1", "checkpoints": {
+           "a": {"hub": "", "revision": "", "commit": None, "files": files}
+       }}) for files in (3, [], None, {"a.safetensors": []}))],
+)  # fmt: skip
 def test_what_is_no_lock_is_refused_and_left_alone(tmp_path, text):
     path = tmp_path / "toy.lock"
     path.write_text(text)

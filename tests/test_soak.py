@@ -1,100 +1,30 @@
-"""Long tests: measuring killed at random moments, fuzzed input, calibration of the intervals."""
+"""Long tests: fuzzed input, calibration of the intervals. Kills are in test_soak_kills.py."""
 
 import contextlib
 import importlib.util
 import json
 import os
-import random
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bayesqid import bundled, cells, laws, measurements, recipe, suite
+from bayesqid import bundled, cells, laws, recipe, suite
 from bayesqid.errors import BadInput
 from bayesqid.importers import sources
+from bayesqid.measure import lock
+from bayesqid.measure.lock import Entry
 
 pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = bundled.models_dir()
-KILLS = 6
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-# Kills
-
-
-@pytest.fixture(scope="module")
-def ladder(tmp_path_factory) -> Path:
-    """A suite of three small checkpoints of the ladder, of three architectures."""
-    folder = tmp_path_factory.mktemp("ladder")
-    wanted = ("tiny-neox-25k/step244", "tiny-llama-27k/step244", "tiny-opt-25k/step244")
-    rows = [row for row in json.loads((MODELS / "tiny" / "checkpoints.json").read_text())
-            if row["path"].removeprefix("tiny/") in wanted]  # fmt: skip
-    assert len(rows) == len(wanted)
-    (folder / "checkpoints.json").write_text(json.dumps([row | {"path": str(MODELS / row["path"])} for row in rows]))
-    text = (MODELS / "tiny.toml").read_text().replace('"tiny/checkpoints.json"', '"checkpoints.json"')
-    text = text.replace('"tiny/', f'"{MODELS}/tiny/').replace('name = "tiny"', 'name = "soak"')
-    (folder / "soak.toml").write_text(text)
-    return folder / "soak.toml"
-
-
-def measure(ladder: Path, output: Path, jobs: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "bayesqid", "measure", ladder, "-o", output, "--jobs", jobs, "--documents", 64]
-    return subprocess.Popen([str(word) for word in command], env=ENVIRONMENT, start_new_session=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(ladder, tmp_path_factory) -> tuple[xr.Dataset, float]:
-    """What an uninterrupted run gives, and the seconds it takes."""
-    output, start = tmp_path_factory.mktemp("whole") / "m.nc", time.monotonic()
-    process = measure(ladder, output, 1)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err.decode()
-    return measurements.read(output), time.monotonic() - start
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_at_random_moments_it_ends_with_the_same_values(ladder, whole, tmp_path, jobs):
-    expected, seconds = whole
-    output, chance = tmp_path / "m.nc", random.Random(jobs)
-    killed = 0
-    while killed < KILLS:
-        process = measure(ladder, output, jobs)
-        try:
-            process.communicate(timeout=chance.uniform(0.2, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            # now and then only the parent dies: its workers must notice
-            (os.kill if chance.random() < 0.5 else os.killpg)(process.pid, signal.SIGKILL)
-            process.communicate(timeout=60)
-            killed += 1
-            if output.exists():
-                measurements.read(output)  # never half a file
-        else:
-            assert process.returncode == 0
-            break
-    assert killed >= 1, "too fast to be killed"
-    process = measure(ladder, output, jobs)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err.decode()
-    found = measurements.read(output)
-    xr.testing.assert_identical(found.drop_attrs(deep=False), expected.drop_attrs(deep=False))
-    seen = []
-    for path in sorted(Path(f"{output}.parts").glob("*.nc")):
-        part = measurements.read(path)
-        seen += [(c, r) for c in part["checkpoint"].values for r in part["recipe"].values]
-    assert len(seen) == len(set(seen)) == found["status"].size, "no cell twice, none lost"
-    assert (found["status"] == measurements.OK).all()
 
 
 # Fuzz: whatever a person gives, only BadInput escapes
@@ -103,7 +33,7 @@ NASTY = ("", "nan", "inf", "-inf", "-1", "0", "1e400", "1e-400", "99999999999999
          "[[]]", "{a = 1}", '"x"', "'{'", '"{step}"', '"{}"', "[1, 2]",
          '["rtn-w3", 4]', "2024-01-01", "\x00", "é", "\ufeff",
          "0x10", "1_000", "-0.0", "rtn", "None", ",", '"', "=", "#", "[", "]", "\\", "\n", ";", "\t")  # fmt: skip
-VALUE = re.compile(r"(?<=[=,])\s*[^=,\n]*")
+VALUE = re.compile(r"(?<=[=,:])\s*[^=,:\n]*")
 MUTATION = st.tuples(
     st.sampled_from(["value", "line", "twice", "cut", "insert", "word", "swap"]),
     st.integers(0, 10**6), st.sampled_from(NASTY), st.integers(0, 10**6),
@@ -198,15 +128,39 @@ def test_mutated_tables(folder, changes):
     only_bad_input(lambda: cells.check(sources.read_cells(str(path))))
 
 
+RECIPE = r"(rtn|gptq|awq|hqq|none)-(w|mxint|nf|fp)\d{1,3}(-g\d{1,3})?(-a?sym)?(-act)?(-oneshot)?(-s\d{1,3})?(-saved)?"
+
+
 @LOTS
-@given(st.one_of(st.text(), st.from_regex(r"(rtn|gptq|none)-w\d{1,5}(-g\d{1,5})?(-a?sym)?"),
-                 MUTATIONS.map(lambda changes: mutate("gptq-w4-g128-asym", changes))))  # fmt: skip
+@given(st.one_of(st.text(), st.from_regex(RECIPE, fullmatch=True),
+                 MUTATIONS.map(lambda changes: mutate("gptq-w4-g128-asym-act-oneshot-s3", changes)),
+                 MUTATIONS.map(lambda changes: mutate("awq-w3-g32-sym-saved", changes))))  # fmt: skip
 def test_any_text_for_a_recipe(text):
     try:
         found = recipe.parse(text)
-    except BadInput:
+    except BadInput as error:
+        assert "\n" not in str(error)
         return
     assert recipe.parse(str(found)) == found
+    # nothing is written that was not said, but for what is usual
+    assert {*str(found).split("-")} <= {*text.split("-")}
+    assert found == recipe.NONE or recipe.stored_bits(found, 7, 33) > found.bits * 7 * 33
+
+
+LOCKED = {
+    "f/a@1": Entry("org/toy", "main", "1" * 40, {"model.safetensors": "a" * 64, "config.json": "c" * 64}),
+    "f/b@1": Entry("folder", "local", None, {"model.safetensors": "b" * 64}),
+}
+
+
+@SOME
+@given(MUTATIONS)
+def test_mutated_locks(folder, changes):
+    path = folder / "toy.lock"
+    lock.write(path, LOCKED)
+    path.write_text(mutate(path.read_text(), changes))
+    only_bad_input(lock.claim, path, "f/a@1", LOCKED["f/a@1"])
+    only_bad_input(lock.claim, path, "f/c@1", Entry("folder", "local", None, {"model.safetensors": "d" * 64}))
 
 
 # a corrupt file may end the whole process inside libhdf5: each batch reads in its own
@@ -216,6 +170,8 @@ from pathlib import Path
 from bayesqid.answers import draws, project
 from bayesqid.errors import BadInput
 from bayesqid.importers import sources
+from bayesqid.measure import lock
+from bayesqid.measure.lock import Entry
 source, place, kind, first, count = sys.argv[1:]
 whole = Path(source).read_bytes()
 read = {"measurements": sources.read_cells, "posterior": lambda path: (

@@ -59,6 +59,17 @@ def stages(names: Mapping[str, layers.Layer], run: Callable[[], object]) -> list
     return [members for members, _ in order]
 
 
+@contextmanager
+def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """TF32 for inputs that were in half precision: their mantissas fit into its, so only it is faster, not coarser."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = before or dtype in (torch.float16, torch.bfloat16)
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 class _Tally:
     """Sums over the inputs that reach a layer."""
 
@@ -69,7 +80,8 @@ class _Tally:
 
     def add(self, inputs: Tensor) -> None:
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        products = (rows.T @ rows).double()
+        with _exact_products(inputs.dtype):
+            products = (rows.T @ rows).double()
         self.products = products if self.products is None else self.products.add_(products)
         if self.wanted:
             magnitudes = rows.abs().sum(0, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ class Packed(NamedTuple):
     less: int
 
 
-# checkpoint_format -> how it packs; the first stores z - 1, for old kernels added 1
+# checkpoint_format -> how it packs; the first stores z - 1, because old kernels added 1
 GPTQ = {"gptq": Packed("stream", 1), "gptq_v2": Packed("stream", 0), "gptq_p": Packed("planes", 0)}
 # llm-compressor's name for what quantized the weights -> method
 MODIFIERS = {"GPTQModifier": "gptq", "QuantizationModifier": "rtn", "AWQModifier": "awq"}
@@ -32,39 +33,44 @@ OTHERS = ("autoround_version", "auto_round_version", "iters", "provider")
 OTHERS_META = ("gptaq", "foem", "weight_only", "preprocessors")
 
 
-def recipe(text: str, where: Path, symmetric: bool, method: str, bits: int, group: int, act: bool) -> Recipe:
-    """The recipe of a saved checkpoint if it can be written as one, else `BadInput` naming `text`, its format."""
-    options = ("act", "saved") if act else ("saved",)
-    made = Recipe(method, bits, group, symmetric, options=options)
+def _recipe(where: Path, method: str, bits: Any, group: Any, symmetric: bool, act: bool) -> Recipe:
+    """The recipe of a saved checkpoint, `BadInput` when no recipe can be written like it."""
+    for what, value in (("bits", bits), ("group size", group)):
+        if type(value) is not int:
+            raise BadInput(f"{where} has {value!r} for its {what} in its quantization settings: restore them.")
     try:
-        return parse(str(made))
+        return parse(str(Recipe(method, bits, group, symmetric, options=("act", "saved") if act else ("saved",))))
     except BadInput as error:
-        raise BadInput(f"{where} is {text} of a kind that no recipe names: {error}") from None
+        raise BadInput(f"{where} is quantized in a way that no recipe names: {error}") from None
+    except KeyError:
+        raise BadInput(f"There is no method {method!r}: name one of {', '.join(METHODS)}.") from None
 
 
-def _ask(where: Path, why: str) -> BadInput:
-    return BadInput(f"{where} {why}: say it with --quantized-method, one of {', '.join(METHODS)}.")
+def _unknown(where: Path, why: str) -> BadInput:
+    return BadInput(f"{where} {why}: say which method made it with --quantized-method, one of {', '.join(METHODS)}.")
 
 
 def gptq_recipe(where: Path, settings: Settings, method: str | None) -> Recipe:
-    """Recipe of a checkpoint in GPTQ's format; what bayesqid saved tells it itself."""
-    meta = settings.get("meta") or {}
-    form = gptq_format(where, settings)
-    if meta.get("recipe") and not method:
-        own = parse(str(meta["recipe"]))
-        method = own.method
+    """Recipe of a checkpoint in GPTQ's format; one that bayesqid saved tells it whole."""
+    meta, layout = settings.get("meta") or {}, gptq_format(where, settings).layout
     signs = [key for key in OTHERS if key in settings] + [key for key in OTHERS_META if meta.get(key)]
     if signs and not method:
-        raise _ask(where, f"is in GPTQ's format but its setting {signs[0]!r} is not GPTQ's, so its method is unknown")
+        raise _unknown(where, f"has the setting {signs[0]!r}, which GPTQ does not have")
     if any(not rule.startswith("-") for rule in settings.get("dynamic") or {}):
-        raise BadInput(f"{where} has layers of different settings (`dynamic`): recipes have one setting for all layers.")
-    if settings.get("pack_dtype", "int32") not in ("int32", "torch.int32"):
+        raise BadInput(f"{where} has other settings for some layers (`dynamic`): recipes have one for all layers.")
+    if str(settings.get("pack_dtype", "int32")).removeprefix("torch.") != "int32":
         raise BadInput(f"{where} packs codes into {settings['pack_dtype']}: only words of 32 bits can be read.")
-    bits, group = (_number(where, settings, key) for key in ("bits", "group_size"))
-    if bits in (5, 6) and form.layout != "planes":
-        raise BadInput(f"{where} has {bits} bits, which only the checkpoint_format gptq_p stores: correct its settings.")
-    act, symmetric = bool(settings.get("desc_act")), bool(settings.get("sym", True))
-    return recipe("in GPTQ's format", where, symmetric, method or "gptq", bits, group, act)
+    if settings.get("bits") in (5, 6) and layout != "planes":
+        raise BadInput(f"{where} has {settings['bits']} bits, which only the checkpoint_format gptq_p has: correct it.")
+    own = parse(str(meta["recipe"])) if meta.get("recipe") else None
+    symmetric, act = bool(settings.get("sym", True)), bool(settings.get("desc_act"))
+    name = method or (own.method if own else "gptq")
+    found = _recipe(where, name, settings.get("bits"), settings.get("group_size"), symmetric, act)
+    if own is None or method:
+        return found
+    if (own.bits, own.group_size, own.symmetric) != (found.bits, found.group_size, found.symmetric):
+        raise BadInput(f"{where} says it is {own} but its settings are those of {found}: restore them.")
+    return replace(own, options=(*own.options, "saved"))
 
 
 def gptq_format(where: Path, settings: Settings) -> Packed:
@@ -74,12 +80,6 @@ def gptq_format(where: Path, settings: Settings) -> Packed:
         name = "marlin" if settings.get("is_marlin_format") else name
         raise BadInput(f"{where} is packed for {name}, which cannot be read: only {', '.join(GPTQ)} can.")
     return GPTQ[name]
-
-
-def _number(where: Path, settings: Settings, key: str) -> int:
-    if type(settings.get(key)) is not int:
-        raise BadInput(f"{where} does not say its {key} in its quantization settings: restore them.")
-    return settings[key]
 
 
 def gptq_weight(name: str, where: Path, tensors: Tensors, recipe: Recipe, settings: Settings) -> Tensor:
@@ -93,11 +93,15 @@ def gptq_weight(name: str, where: Path, tensors: Tensors, recipe: Recipe, settin
     codes = packing.unpack(tensors["qweight"], recipe.bits, inputs, 0, form.layout)
     zeros = zero_points(tensors["qzeros"], recipe.bits, outputs, form)
     middle = 2 ** (recipe.bits - 1)
-    if recipe.symmetric and not bool((zeros == middle).all()):
+    odd = zeros[zeros != middle]
+    if recipe.symmetric and len(odd):
         raise BadInput(
-            f"{where} is said to be symmetric but zero points of {name} are {int(zeros[zeros != middle][0])} instead "
-            f"of {middle}: correct `sym`, or `checkpoint_format`, for gptq stores zero points less 1 and gptq_v2 does not."
+            f"{where} is said to be symmetric but has zero points of {int(odd[0])}, not {middle}, in {name}: correct "
+            "`sym` or `checkpoint_format`, for gptq stores zero points less 1 and gptq_v2 stores them as they are."
         )
+    makers = (settings.get("meta") or {}).get("quantizer") or []
+    if form.less and bool((zeros == 0).any()) and "gptqmodel" not in str(makers):
+        raise BadInput(f"{where} has zero points of 0 in {name}, which others than GPTQModel did not store reliably.")
     group = tensors.get("g_idx")
     if group is None and "act" in recipe.options:
         raise BadInput(f"{where} lacks {name}.g_idx, which tells the groups of reordered columns: restore it.")
@@ -108,18 +112,16 @@ def gptq_weight(name: str, where: Path, tensors: Tensors, recipe: Recipe, settin
 def zero_points(packed: Tensor, bits: int, outputs: int, form: Packed) -> Tensor:
     """Zero points (groups, outputs) as ints, from their words.
 
-    Formats that store z - 1 take 1 off every code of a word by one subtraction from the word, so that z = 0
-    borrows from the code above it; adding the same number gives all of them back. Where codes straddle words
-    (3 bits) libraries subtract code by code, modulo 2^b.
+    Where z - 1 is stored, libraries take the 1 off all codes of a word by one subtraction from the word, so that
+    z = 0 borrows from the code above it, and adding the same number gives all of them back. Where codes
+    straddle words (3 bits) they subtract code by code, modulo 2^b.
     """
-    if not form.less:
-        return packing.unpack(packed, bits, outputs, 1, form.layout)
-    if bits == 3:
-        return (packing.unpack(packed, bits, outputs, 1, form.layout) + form.less) % 2**bits
-    ones = packing.pack(torch.full_like(packed[:1, :1], form.less).expand(1, packing.WORD // bits), bits)
-    # int64 and back by hand, for the sum may overflow a word
-    total = (packed.long() + ones.long() + 2**31) % 2**32 - 2**31
-    return packing.unpack(total.int(), bits, outputs, 1, form.layout)
+    if form.less and packing.WORD % bits == 0:
+        ones = packing.pack(torch.full((1, packing.WORD // bits), form.less, device=packed.device), bits)
+        # words without sign, for the sum may overflow an int32
+        total = (packed.long() + ones.long() + 2**31) % 2**32 - 2**31
+        return packing.unpack(total.int(), bits, outputs, 1, form.layout)
+    return (packing.unpack(packed, bits, outputs, 1, form.layout) + form.less) % 2**bits
 
 
 def _groups(name: str, where: Path, given: Tensor | None, inputs: int, groups: int, recipe: Recipe) -> Tensor:
@@ -127,48 +129,52 @@ def _groups(name: str, where: Path, given: Tensor | None, inputs: int, groups: i
     size = inputs if recipe.group_size == -1 else recipe.group_size
     index = torch.arange(inputs) // size if given is None else given.long()
     if len(index) != inputs or int(index.min()) < 0 or int(index.max()) >= groups or groups != -(-inputs // size):
-        raise BadInput(f"{where} holds {groups} groups of scales for {name}, which do not fit its {inputs} inputs.")
+        raise BadInput(f"{where} has {groups} groups of scales for {name}, unfit for its {inputs} inputs: restore it.")
     return index
 
 
 def compressed_recipe(where: Path, settings: Settings, method: str | None) -> Recipe:
-    """Recipe of a compressed-tensors checkpoint with integer weights; its algorithm stands in recipe.yaml or nowhere."""
+    """Recipe of a checkpoint of compressed-tensors with integer weights.
+
+    Its algorithm stands in llm-compressor's recipe.yaml, and only GPTQ orders columns; else `method` must tell it.
+    """
     if settings.get("format") not in COMPRESSED:
-        raise BadInput(f"{where} has the format {settings.get('format')!r}, which cannot be read: "
-                       f"only {', '.join(COMPRESSED)} can.")  # fmt: skip
+        known = ", ".join(COMPRESSED)
+        raise BadInput(f"{where} has the format {settings.get('format')!r}, which cannot be read: only {known} can.")
     schemes = list((settings.get("config_groups") or {}).values())
-    weights = [scheme.get("weights") for scheme in schemes if isinstance(scheme, dict)]
-    kinds = {tuple((one or {}).get(key) for key in ("num_bits", "type", "symmetric", "strategy", "group_size", "actorder"))
-             for one in weights}  # fmt: skip
+    weights = [scheme["weights"] for scheme in schemes if isinstance(scheme, dict) and scheme.get("weights")]
+    keys = ("num_bits", "type", "symmetric", "strategy", "group_size", "actorder")
+    kinds = {tuple(one.get(key) for key in keys) for one in weights}
     if len(kinds) != 1 or len(weights) != len(schemes):
-        raise BadInput(f"{where} has layers of different settings: recipes have one setting for all layers.")
+        raise BadInput(f"{where} has other settings for some layers: recipes have one for all layers.")
     bits, kind, symmetric, strategy, group, actorder = kinds.pop()
     strategy = strategy or ("group" if group and group > 0 else "channel")
     if kind != "int" or strategy not in ("group", "channel"):
-        raise BadInput(f"{where} has {kind} weights with one scale per {strategy}: only int per group or channel is known.")
-    acts = any(scheme.get(key) for scheme in schemes for key in ("input_activations", "output_activations"))
-    sparse = (settings.get("sparsity_config") or {}).get("format", "dense") != "dense"
-    turned = (settings.get("transform_config") or {}).get("config_groups")
-    for what, found in (("activations", acts), ("a cache", settings.get("kv_cache_scheme"))):
+        raise BadInput(f"{where} has {kind} weights scaled per {strategy}: only int per group or channel can be read.")
+    more = {
+        "activations": any(one.get(key) for one in schemes for key in ("input_activations", "output_activations")),
+        "its cache": settings.get("kv_cache_scheme"),
+        "pruned weights": (settings.get("sparsity_config") or {}).get("format", "dense") != "dense",
+        "rotated weights": (settings.get("transform_config") or {}).get("config_groups"),
+    }
+    for what, found in more.items():
         if found:
-            raise BadInput(f"{where} quantizes {what} as well as weights: bayesqid measures quantized weights only.")
-    if sparse or turned:
-        raise BadInput(f"{where} is {'pruned' if sparse else 'rotated'} as well as quantized: no recipe names that.")
-    found = method or _modifier(where) or ("gptq" if actorder else None)
-    if found is None:
-        raise _ask(where, "does not say which method made it")
+            raise BadInput(f"{where} quantizes {what}, which no recipe names: bayesqid measures plain weights only.")
+    method = method or _modifier(where) or ("gptq" if actorder else None)
+    if method is None:
+        raise _unknown(where, "does not say how it was made")
     size = group if strategy == "group" else -1
-    return recipe("in compressed-tensors' format", where, symmetric is not False, found, bits, size, bool(actorder))
+    return _recipe(where, method, bits, size, symmetric is not False, bool(actorder))
 
 
 def _modifier(where: Path) -> str | None:
-    """Method that llm-compressor's recipe.yaml names, None without that file; `BadInput` for others than we know."""
+    """Method that llm-compressor's recipe.yaml names, None without that file; `BadInput` for ones we do not know."""
     file = where / "recipe.yaml"
     if not file.is_file():
         return None
     named = set(re.findall(r"\b(\w+Modifier)\b", file.read_text(encoding="utf-8")))
     if len(named) != 1 or not named <= set(MODIFIERS):
-        raise _ask(where, f"was made by {' and '.join(sorted(named)) or 'nothing that its recipe.yaml names'}")
+        raise _unknown(where, f"was made by {' and '.join(sorted(named)) or 'nothing'}, as its recipe.yaml says")
     return MODIFIERS[named.pop()]
 
 
@@ -202,7 +208,7 @@ def _signed(name: str, where: Path, packed: Tensor, bits: int, size: int, dim: i
     fits = [layout for layout in ("stream", "padded") if packing.words(size, bits, layout) == packed.shape[dim]]
     straddles = packing.WORD % bits and size > packing.WORD // bits
     if not fits or (len(fits) > 1 and straddles):
-        raise BadInput(f"{where} has {packed.shape[dim]} words for {size} codes of {name}: which of them is unclear.")
+        raise BadInput(f"{where} has {packed.shape[dim]} words for {size} codes of {name}: its layout is not known.")
     return packing.unpack(packed, bits, size, dim, fits[0]) - 2 ** (bits - 1)
 
 
@@ -215,8 +221,9 @@ class Kind(NamedTuple):
     weight: Callable[[str, Path, Tensors, Recipe, Settings], Tensor]
 
 
-_UNPACKED = Kind(("weight_scale", "weight"), ("weight_zero_point", "weight_g_idx"), compressed_recipe, compressed_weight)
-_PACKED = Kind(("weight_packed", "weight_scale", "weight_shape"), _UNPACKED.may, compressed_recipe, compressed_weight)
+_MAY = ("weight_zero_point", "weight_g_idx")
+_UNPACKED = Kind(("weight_scale", "weight"), _MAY, compressed_recipe, compressed_weight)
+_PACKED = Kind(("weight_packed", "weight_scale", "weight_shape"), _MAY, compressed_recipe, compressed_weight)
 # format of compressed-tensors -> how it stores layers
 COMPRESSED = {"pack-quantized": _PACKED, "int-quantized": _UNPACKED, "naive-quantized": _UNPACKED}
 _GPTQ = Kind(("qweight", "qzeros", "scales"), ("g_idx",), gptq_recipe, gptq_weight)

@@ -39,6 +39,8 @@ def read(path: Path) -> dict[str, Entry]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         schema, entries = content["schema"], {name: Entry(**entry) for name, entry in content["checkpoints"].items()}
+        if not all(isinstance(text, str) for one in entries.values() for pair in one.files.items() for text in pair):
+            raise TypeError("files are no hashes by name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise BadInput(f"{path} is no lock of a suite: restore it, or delete it to lock anew.") from fault
     if schema != SCHEMA:

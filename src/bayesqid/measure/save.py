@@ -31,7 +31,7 @@ def form(recipe: Recipe) -> str:
     GPTQModel's `gptq_p` only.
     """
     if recipe.method not in METHODS or recipe.format != "int":
-        raise BadInput(f"The weights of {recipe} lie on no grid that GPTQ's format can store: save an rtn or gptq recipe.")
+        raise BadInput(f"GPTQ's format cannot store the grid of {recipe}: save a recipe such as rtn-w4 or gptq-w4.")
     if recipe.saved:
         raise BadInput(f"The weights of {recipe} come from a saved checkpoint: copy that one.")
     return "gptq_p" if recipe.bits in (5, 6) else "gptq" if recipe.symmetric else "gptq_v2"
@@ -77,8 +77,9 @@ def tensors(name: str, layer: Quantized, recipe: Recipe) -> dict[str, Tensor]:
         raise BadInput(f"The scales of {name} do not fit into float16: this model cannot be saved in GPTQ's format.")
     packed = formats.GPTQ[form(recipe)]
     zeros = layer.zero.T.long() - packed.less
-    if bool((zeros != layer.zero.T - packed.less).any()) or not 0 <= int(zeros.min()) <= int(zeros.max()) < 2**recipe.bits:
-        raise BadInput(f"The zero points of {name} are no whole numbers that {recipe.bits} bits hold: save another recipe.")
+    whole = bool((zeros == layer.zero.T - packed.less).all())
+    if not (whole and 0 <= int(zeros.min()) <= int(zeros.max()) < 2**recipe.bits):
+        raise BadInput(f"Zero points of {name} are no whole numbers of {recipe.bits} bits: save another recipe.")
     group = torch.arange(columns) // size if layer.group is None else layer.group
     return {
         "qweight": packing.pack(layer.codes.T, recipe.bits, 0, packed.layout),

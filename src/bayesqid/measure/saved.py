@@ -141,7 +141,7 @@ def _parts(folder: Path) -> tuple[dict[str, Path], list[str], formats.Kind]:
         if lost:
             raise BadInput(f"{folder} lacks {name}.{lost[0]}: its files are not complete.")
     if not names:
-        raise BadInput(f"{folder} says it is quantized but no layer is (none has {how.must[0]}): name another checkpoint.")
+        raise BadInput(f"{folder} says it is quantized but no layer has {how.must[0]}: name another checkpoint.")
     return where, names, how
 
 
@@ -162,7 +162,7 @@ def weights(folder: Path, method: str | None = None) -> Mapping[str, Tensor]:
         except BadInput:
             raise
         except (ValueError, RuntimeError, IndexError) as error:
-            raise BadInput(f"{folder} holds {name} in shapes that do not fit ({reason(error)}): make it anew.") from error
+            raise BadInput(f"{folder} holds {name} in unfit shapes ({reason(error)}): make it anew.") from error
         if not bool(torch.isfinite(weight).all()):
             raise BadInput(f"{folder} holds scales of {name} that are not finite: the checkpoint is broken.")
         return weight

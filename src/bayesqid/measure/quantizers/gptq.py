@@ -16,8 +16,10 @@ from bayesqid.recipe import Recipe
 # Share of the mean diagonal that is added to the Hessian's diagonal, as in the paper's section 3.3
 DAMP = 0.01
 COLUMNS_PER_BLOCK = 128
-# Weights of all recipes and their factors in work at once hold at most this many numbers (1 GiB in float32)
+# Weights of all recipes and their factors in work at once hold at most this many numbers: on a CPU (1 GiB in float32),
+# and as a share of what is free on a GPU, whose many small steps are worth sharing among more recipes
 NUMBERS = 2**28
+SHARE = 0.15
 
 
 class Factor(NamedTuple):
@@ -63,6 +65,12 @@ def factorize(seen: Seen, act_order: bool) -> Factor:
     return Factor(upper, order, dead, damp)
 
 
+def _numbers(device: torch.device) -> int:
+    if device.type != "cuda":
+        return NUMBERS
+    return max(NUMBERS, int(SHARE * torch.cuda.mem_get_info(device)[0] / 4))
+
+
 def quantize(weight: Tensor, seens: Sequence[Seen | None], recipes: Sequence[Recipe]) -> list[Quantized]:
     """One weight (rows, columns) quantized by GPTQ for several recipes at once, each with what it has seen.
 
@@ -85,7 +93,7 @@ def quantize(weight: Tensor, seens: Sequence[Seen | None], recipes: Sequence[Rec
     columns = weight.shape[1]
     waiting = [index for index in range(len(recipes)) if index not in done]
     shared = len(factors) == 1
-    most = max(1, NUMBERS // (3 * columns**2)) if not shared else len(recipes)
+    most = max(1, _numbers(weight.device) // (3 * columns**2)) if not shared else len(recipes)
     for start in range(0, len(waiting), most):
         chosen = waiting[start : start + most]
         mine = [factors[id(seens[index]), "act" in recipes[index].options] for index in chosen]
@@ -96,7 +104,7 @@ def quantize(weight: Tensor, seens: Sequence[Seen | None], recipes: Sequence[Rec
 
 def _rows_in_turn(weight: Tensor, factors: list[Factor], recipes: list[Recipe], shared: bool) -> list[Quantized]:
     """`_lockstep` on as many rows at a time as fit into memory: rows do not depend on one another."""
-    rows = max(1, NUMBERS // (3 * weight.shape[1] * len(recipes)))
+    rows = max(1, _numbers(weight.device) // (3 * weight.shape[1] * len(recipes)))
     parts = [_lockstep(part, factors, recipes, shared) for part in weight.split(rows)]
     if len(parts) == 1:
         return parts[0]

@@ -1,0 +1,153 @@
+"""Long tests: `bayesqid measure` killed at random moments."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from bayesqid import bundled, measurements
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
+MODELS = bundled.models_dir()
+TELLING = Path(__file__).with_name("telling.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+# for each number of jobs
+KILLS = 30
+# three architectures; the second one's layers have more columns than GPTQ updates at once
+LADDER = ("tiny-neox-25k/step244", "tiny-neox-100k/step244", "tiny-llama-27k/step244", "tiny-opt-25k/step244")
+RECIPES = "rtn-w2,rtn-w4-g32,rtn-mxint4,gptq-w2,gptq-w3,gptq-w3-act,gptq-w2-s1,gptq-w4-oneshot,awq-w3"
+# where a kill is meant to land: how often, and at most how many seconds after that begins
+AIMS = {"quantizing": (4, 0.05), "writing": (4, 0.05), "merging": (2, 0.3), "anything": (3, 0)}
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory) -> Path:
+    """A suite of small checkpoints of the ladder."""
+    folder = tmp_path_factory.mktemp("ladder")
+    rows = [row for row in json.loads((MODELS / "tiny" / "checkpoints.json").read_text())
+            if row["path"].removeprefix("tiny/") in LADDER]  # fmt: skip
+    assert len(rows) == len(LADDER)
+    (folder / "checkpoints.json").write_text(json.dumps([row | {"path": str(MODELS / row["path"])} for row in rows]))
+    text = (MODELS / "tiny.toml").read_text().replace('"tiny/checkpoints.json"', '"checkpoints.json"')
+    text = text.replace('"tiny/', f'"{MODELS}/tiny/').replace('name = "tiny"', 'name = "soak"')
+    (folder / "soak.toml").write_text(text)
+    return folder / "soak.toml"
+
+
+class Measuring:
+    """The command in a process group of its own, and what it tells."""
+
+    def __init__(self, ladder: Path, output: Path, jobs: int, lanes_bytes: int) -> None:
+        self.told, self.errors = output.with_suffix(".told"), output.with_suffix(".errors")
+        self.told.write_text("")
+        environment = ENVIRONMENT | {"SOAK_TOLD": str(self.told), "SOAK_BYTES": str(lanes_bytes)}
+        command = [sys.executable, TELLING, "measure", ladder, "-o", output, "--jobs", jobs, "--documents", 64,
+                   "--recipes", RECIPES]  # fmt: skip
+        with self.errors.open("w") as errors:  # a pipe could fill up
+            self.process = subprocess.Popen([str(word) for word in command], env=environment, start_new_session=True,
+                                            stdout=subprocess.DEVNULL, stderr=errors)  # fmt: skip
+
+    def lines(self) -> list[tuple[int, str]]:
+        whole = self.told.read_text().rpartition("\n")[0].splitlines()
+        return [(int(pid), doing) for pid, doing in map(str.split, whole)]
+
+    def wait_for(self, aim: str, times: int) -> bool:
+        """Wait until something was begun so many times, or the end; whether it was."""
+        while sum(doing == aim for _, doing in self.lines()) < times:
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def alive(self) -> list[int]:
+        """Processes of the group that have not ended."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+                found += [int(stat.parent.name)] if state != "Z" and int(group) == self.process.pid else []
+        return found
+
+    def workers(self) -> list[int]:
+        """Processes besides the parent that have told something and have not ended."""
+        return sorted({pid for pid, _ in self.lines()} & set(self.alive()) - {self.process.pid})
+
+    def kill(self, whom: str) -> None:
+        """End the parent, all of the group or one worker at once; returns when none of the group is left."""
+        if whom == "worker":
+            os.kill(self.workers()[0], signal.SIGKILL)
+        else:
+            (os.kill if whom == "parent" else os.killpg)(self.process.pid, signal.SIGKILL)
+        self.process.wait(120)
+        deadline = time.monotonic() + 60
+        while self.alive():
+            assert time.monotonic() < deadline, "a worker outlives its parent"
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(ladder, tmp_path_factory) -> tuple[xr.Dataset, float]:
+    """What an uninterrupted run of all recipes at once gives, and the seconds it takes."""
+    output, start = tmp_path_factory.mktemp("whole") / "m.nc", time.monotonic()
+    run = Measuring(ladder, output, 1, 2**30)
+    assert run.process.wait(600) == 0, run.errors.read_text()
+    assert len(list(Path(f"{output}.parts").glob("*.nc"))) == len(LADDER), "one part for each checkpoint"
+    return measurements.read(output), time.monotonic() - start
+
+
+def equal(output: Path, expected: xr.Dataset) -> None:
+    found = measurements.read(output)
+    assert (found["status"] == measurements.OK).all()
+    xr.testing.assert_identical(found.drop_attrs(deep=False), expected.drop_attrs(deep=False))
+    seen = []
+    for path in Path(f"{output}.parts").glob("*.nc"):
+        part = measurements.read(path)
+        seen += [(c, r) for c in part["checkpoint"].values for r in part["recipe"].values]
+    assert len(seen) == len(set(seen)) == found["status"].size, "no cell twice, none lost"
+
+
+def strike(run: Measuring, aim: str, seconds: float, chance: random.Random) -> bool:
+    """Wait for a random moment; whether the run has not ended before."""
+    if aim == "anything":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.process.wait(chance.uniform(0.1, 1.0) * seconds)
+    elif run.wait_for(aim, 1 if aim == "merging" else chance.randint(1, 5)):
+        time.sleep(chance.uniform(0, AIMS[aim][1]))
+    return run.process.poll() is None
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_killed_at_random_moments_it_ends_with_the_same_values(ladder, whole, tmp_path, jobs):
+    expected, seconds = whole
+    chance, landed, kills, rounds = random.Random(jobs), Counter(), 0, 0
+    output = tmp_path / "m0.nc"
+    while kills < KILLS or not rounds or Path(f"{output}.parts").exists():
+        run = Measuring(ladder, output, jobs, 2_000_000)
+        aim = chance.choices(list(AIMS), [often for often, _ in AIMS.values()])[0]
+        if kills < KILLS and strike(run, aim, seconds, chance):
+            workers = run.workers()
+            whom = chance.choice(["group", "parent", "worker"] if workers else ["group", "parent"])
+            doing = dict([(run.process.pid, "else"), *run.lines()])
+            run.kill(whom)
+            hit = [run.process.pid, *workers][whom == "worker" :][: 1 if whom == "worker" else None]
+            landed.update([f"{whom} killed", *(doing[pid] for pid in hit)])
+            kills += 1
+            if output.exists():
+                measurements.read(output)  # never half a file
+        else:
+            assert run.process.wait(600) == 0, run.errors.read_text()
+            equal(output, expected)
+            rounds += 1
+            output = tmp_path / f"m{rounds}.nc"
+    print(f"\njobs {jobs}: {kills} kills over {rounds} runs that ended: {dict(landed)}")
+    assert all(landed[doing] for doing in ("quantizing", "writing", "merging")), landed
