@@ -132,9 +132,9 @@ with torch.inference_mode():
 
 
 def scaling() -> None:
-    many = [f"{name}{grid}{end}" for end in ("", "-s1", "-s2") for grid in ("", "-g32", "-g64") for name in
-            ("gptq-w2", "gptq-w3", "gptq-w4", "gptq-w8")]  # fmt: skip
-    for count in (1, 2, 4, 9, 18, 36):
+    many = [f"{name}{grid}{end}" for end in ("", "-s1", "-s2", "-s3", "-s4", "-s5") for grid in ("", "-g32", "-g64")
+            for name in ("gptq-w2", "gptq-w3", "gptq-w4", "gptq-w8")]  # fmt: skip
+    for count in (1, 2, 4, 9, 18, 36, 72):
         found = one_run(128, 4, many[:count], 192)
         print(json.dumps({"by": "recipes", "recipes": count} | found), flush=True)
     for width, layers in ((32, 2), (64, 4), (128, 4), (256, 6), (512, 8)):

@@ -53,11 +53,15 @@ class Ready:
 
 
 def lanes_at_once(ready: Ready, recipes: Sequence[Recipe]) -> int:
-    """How many recipes may be in work at once: each holds its hidden states and one block's weights."""
-    one = sum(state.nbytes for state in ready.evaluation.hidden) + layers.size(layers.blocks(ready.model)[0])
+    """How many recipes may be in work at once, by what each holds: hidden states, and copies of one block's weights.
+
+    Copies: as float32, as codes, in the model's dtype, and while GPTQ is at work. Sequential recipes have calibration
+    rows of their own, and outputs inside a block that are up to eight times as wide.
+    """
+    one = sum(state.nbytes for state in ready.evaluation.hidden) + 6 * layers.size(layers.blocks(ready.model)[0])
     if any(calibrate.sequential(recipe) for recipe in recipes):
         seed = next(recipe.seed for recipe in recipes if calibrate.sequential(recipe))
-        one += sum(state.nbytes for state in ready.calibrated(seed).hidden)
+        one += 9 * sum(state.nbytes for state in ready.calibrated(seed).hidden)
     if ready.device.type != "cuda":
         return max(1, LANES_BYTES // one)
     return max(1, int(LANES_SHARE * torch.cuda.mem_get_info(ready.device)[0] / one))
