@@ -1,7 +1,7 @@
 """What a sweep costs over plain evaluation: CPU seconds per cell over those of one forward pass of the same text.
 
-    python benchmarks/measure.py sweep [--every 1] [--repeats 3]     # the bundled ladder, 18 recipes, half of them GPTQ
-    python benchmarks/measure.py scaling                             # seconds and memory by recipes and by parameters
+    python benchmarks/measure.py sweep [--every 1] [--repeats 3] [--only SET]   # the ladder, 18 recipes
+    python benchmarks/measure.py scaling [--figure FILE.svg]   # seconds and memory by recipes and by parameters
 
 `sweep` runs the command line in a process of its own, one thread, imports, hashing, calibration, quantization and
 writing included, and interleaves it with plain passes: `model(input_ids).logits` and the cross-entropy of each token,
@@ -75,12 +75,13 @@ def plain(suite: Path) -> tuple[float, int]:
     return total, len(made.checkpoints)
 
 
-def sweep(every: int, repeats: int) -> None:
-    ratios: dict[str, list[float]] = {name: [] for name in SETS}
+def sweep(sets: list[str], every: int, repeats: int) -> None:
+    ratios: dict[str, list[float]] = {name: [] for name in sets}
     with tempfile.TemporaryDirectory() as place:
         suite = a_suite(Path(place), every)
         for repeat in range(repeats):
-            for name, recipes in SETS.items():
+            for name in sets:
+                recipes = SETS[name]
                 floor, checkpoints = plain(suite)
                 output = Path(place) / f"{repeat}-{len(ratios[name])}-{name.replace(' ', '')}.nc"
                 spent = cpu_of([
@@ -131,15 +132,50 @@ with torch.inference_mode():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def scaling() -> None:
+def draw(rows: list[dict], file: Path) -> None:
+    """CPU seconds and memory over recipes, and over parameters, with the line through zero and the last point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(10.5, 3.1), layout="constrained")
+    recipes = [row for row in rows if row["by"] == "recipes"]
+    parameters = [row for row in rows if row["by"] == "parameters"]
+    panels = ((recipes, "recipes", "cpu_s", "recipes", "CPU seconds"), (recipes, "recipes", "mib", "recipes", "peak memory (MiB)"),
+              (parameters, "parameters", "cpu_s", "parameters in linear layers", "CPU seconds"))  # fmt: skip
+    for axis, (found, x, y, across, up) in zip(axes, panels, strict=True):
+        axis.plot([row[x] for row in found], [row[y] for row in found], "o-", color="#1f5a85", markersize=4)
+        axis.set(xlabel=across, ylabel=up)
+        if x == "recipes":
+            axis.set(xlim=(0, None), ylim=(0, None))
+        axis.spines[["top", "right"]].set_visible(False)
+    last = recipes[-1]
+    axes[0].plot([0, last["recipes"]], [0, last["cpu_s"]], "--", color="#999999", linewidth=1)
+    axes[1].axvline(recipes[-1]["at_once"], linestyle="--", color="#999999", linewidth=1)
+    axes[1].annotate("in work at once", (last["at_once"], 0), (4, 6), textcoords="offset points", color="#666666")
+    axes[2].set(xscale="log", yscale="log")
+    top = parameters[-1]
+    axes[2].plot([row["parameters"] for row in parameters],
+                 [top["cpu_s"] * row["parameters"] / top["parameters"] for row in parameters],
+                 "--", color="#999999", linewidth=1)  # fmt: skip
+    figure.savefig(file, metadata={"Date": None})
+
+
+def scaling(figure: Path | None) -> None:
+    rows = []
     many = [f"{name}{grid}{end}" for end in ("", "-s1", "-s2", "-s3", "-s4", "-s5") for grid in ("", "-g32", "-g64")
             for name in ("gptq-w2", "gptq-w3", "gptq-w4", "gptq-w8")]  # fmt: skip
     for count in (1, 2, 4, 9, 18, 36, 72):
         found = one_run(128, 4, many[:count], 192)
-        print(json.dumps({"by": "recipes", "recipes": count} | found), flush=True)
+        rows.append({"by": "recipes", "recipes": count} | found)
+        print(json.dumps(rows[-1]), flush=True)
     for width, layers in ((32, 2), (64, 4), (128, 4), (256, 6), (512, 8)):
         found = one_run(width, layers, ["rtn-w3", "rtn-w4", "gptq-w3", "gptq-w4"], 96)
-        print(json.dumps({"by": "parameters", "recipes": 4} | found), flush=True)
+        rows.append({"by": "parameters", "recipes": 4} | found)
+        print(json.dumps(rows[-1]), flush=True)
+    if figure:
+        draw(rows, figure)
 
 
 def main() -> None:
@@ -147,11 +183,13 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["sweep", "scaling"], default="sweep")
     parser.add_argument("--every", type=int, default=1, help="measure each n-th checkpoint of the ladder only")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--figure", type=Path, help="draw the curves into this SVG file")
+    parser.add_argument("--only", action="append", choices=list(SETS), help="one set of recipes; may be repeated")
     given = parser.parse_args()
     if given.what == "sweep":
-        sweep(given.every, given.repeats)
+        sweep(given.only or list(SETS), given.every, given.repeats)
     else:
-        scaling()
+        scaling(given.figure)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesqid import cells, measurements
+from bayesqid import cells, files, measurements
 from bayesqid.errors import BadInput
-from bayesqid.importers import tables
+from bayesqid.importers import sources, tables
 from bayesqid.recipe import NONE, parse
 
 HEAD = "family,model,method,bits,group_size,ppl_fp,ppl_q,n_params_nonembedding,train_tokens,vocab_size"
@@ -187,3 +187,157 @@ def test_a_diverged_cell_needs_no_number():
     made = cells.from_measurements(measured(), SOURCE)
     made = made.assign(qid=made["qid"] * np.nan, censored=made["censored"] | True)
     assert cells.check(made) is made
+
+
+def drawn(nats, recipes, tokens, status=None) -> xr.Dataset:
+    """Measurements of checkpoints c0, c1... whose baseline has no loss; added nats (checkpoint, recipe, document)."""
+    ids = {f"f/a@c{i}": CHECKPOINTS["f/a@1"] for i in range(len(nats))}
+    documents = {f"d{i}": 40 for i in range(len(tokens))}
+    manifest = {"suite": "toy", "protocol": {"text": "toy text", "context": 256}}
+    data = measurements.empty(ids, [NONE, *map(parse, recipes)], documents, manifest)
+    data["tokens"].values[:] = tokens
+    data["nats"].values[:, 0] = 0.0
+    data["nats"].values[:, 1:] = nats
+    data["status"].values[:] = measurements.OK
+    data["status"].values[:, 1:] = measurements.OK if status is None else status
+    data["effective_bits"].values[:] = 3.1
+    return data
+
+
+def test_draws_of_the_calibration_text_become_one_cell_of_their_mean():
+    tokens = np.array([10.0, 20.0, 30.0])
+    nats = np.array([[1.0, 4.0, 4.0], [2.0, 3.0, 7.0], [3.0, 2.0, 4.0]])
+    made = cells.from_measurements(drawn(nats[None], ["gptq-w3", "gptq-w3-s1", "gptq-w3-s7"], tokens), SOURCE)
+    # sums 9, 12, 9 over 60 tokens; per document (2, 3, 5), residuals against 10/60 per token (1/3, -1/3, 0)
+    assert made.sizes["cell"] == 1
+    assert float(made["qid"][0]) == pytest.approx(10 / 60)
+    sd = np.std([9 / 60, 12 / 60, 9 / 60], ddof=1)
+    # one cell: what is pooled is its own
+    assert float(made["calibration_sd"][0]) == pytest.approx(sd)
+    paired = math.sqrt(3 / 2 * (2 / 9)) / 60
+    assert float(made["qid_se"][0]) == pytest.approx(math.sqrt(paired**2 + sd**2 / 3 + 1e-6))
+
+
+def test_a_cell_s_few_draws_are_pooled_with_those_of_its_quantizer():
+    recipes = ["gptq-w2", "gptq-w2-s1", "gptq-w2-s2", "gptq-w2-s3", "gptq-w3", "gptq-w3-s1", "gptq-w3-s2", "gptq-w4",
+               "awq-w3-g32", "awq-w3-g32-s1", "hqq-w3", "rtn-w3"]  # fmt: skip
+    qid = np.array([0.30, 0.34, 0.36, 0.32, 0.08, 0.11, 0.08, 0.01, 0.1, 0.2, 0.1, 0.1])
+    tokens = np.full(4, 10.0)
+    made = cells.from_measurements(drawn((qid[:, None] * tokens)[None], recipes, tokens), SOURCE)
+    first, second, single, awq, hqq, rtn = made["calibration_sd"].values
+    scales = [mean**2 + 0.015**2 for mean in (0.33, 0.09, 0.01)]
+    own = [np.var(qid[:4], ddof=1), np.var(qid[4:7], ddof=1)]
+    square = (3 * own[0] / scales[0] + 2 * own[1] / scales[1]) / 5
+    assert first == pytest.approx(math.sqrt((4 * square * scales[0] + 3 * own[0]) / 7))
+    assert second == pytest.approx(math.sqrt((4 * square * scales[1] + 2 * own[1]) / 6))
+    assert single == pytest.approx(math.sqrt(square * scales[2]))
+    assert math.isnan(awq)
+    assert (hqq, rtn) == (0.0, 0.0)
+    # every document's difference is the same, so that the paired part is nothing
+    np.testing.assert_allclose(made["qid"], [0.33, 0.09, 0.01, 0.15, 0.1, 0.1])
+    noise = [first / 2, second / math.sqrt(3), single, 0.0, 0.0, 0.0]
+    np.testing.assert_allclose(made["qid_se"], np.hypot(noise, 1e-3))
+
+
+def test_a_file_with_one_draw_each_has_the_paired_error_and_the_floor_alone():
+    data = measured()
+    made = cells.from_measurements(data, SOURCE)
+    for row in range(made.sizes["cell"]):
+        one = made.isel(cell=row)
+        label = "rtn-w3" if one["method"] == "rtn" else "gptq-w4-g32"
+        paired = measurements.qid_se(data).sel(checkpoint=one["checkpoint"].item(), recipe=label).item()
+        assert one["qid_se"].item() == np.hypot(paired, cells.NOISE_FLOOR)
+        assert one["qid"].item() == measurements.qid(data).sel(checkpoint=one["checkpoint"].item(), recipe=label).item()
+        known = one["calibration_sd"].item()
+        assert known == 0.0 if one["method"] == "rtn" else math.isnan(known)
+
+
+def test_a_diverged_cell_does_not_widen_the_others():
+    recipes = ["gptq-w3", "gptq-w3-s1", "gptq-w3-s2"]
+    qid = np.array([[0.1, 0.11, 0.12], [3.0, 9.0, 6.0], [0.2, 0.22, 0.21]])
+    tokens = np.full(4, 10.0)
+    made = cells.from_measurements(drawn(qid[..., None] * tokens, recipes, tokens), SOURCE)
+    without = cells.from_measurements(drawn(qid[[0, 2], :, None] * tokens, recipes, tokens), SOURCE)
+    assert made["censored"].values.tolist() == [False, True, False]
+    np.testing.assert_allclose(made["calibration_sd"][[0, 2]], without["calibration_sd"])
+
+
+def test_a_failed_draw_is_left_out_of_the_mean_and_counted():
+    recipes = ["gptq-w3", "gptq-w3-s1", "gptq-w3-s2", "gptq-w3-s3"]
+    tokens = np.full(4, 10.0)
+    nats = np.array([0.1, 0.2, 0.3, 0.4])[None, :, None] * tokens * np.ones((2, 1, 1))
+    status = np.array([[1, 1, 1, measurements.FAILED], [measurements.FAILED, measurements.MISSING, 2, 2]])
+    nats[status != measurements.OK] = np.nan
+    made = cells.from_measurements(drawn(nats, recipes, tokens, status), SOURCE)
+    assert made["qid"].values == pytest.approx([0.2])
+    assert float(made["qid_se"][0]) == pytest.approx(math.sqrt(0.01 / 3 + 1e-6))
+    assert json.loads(made.attrs["excluded"]) == {
+        "measurement failed": {"f": 1}, "one draw of the calibration text failed": {"f": 1}}  # fmt: skip
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say_and_paired_ones_alone_do_not():
+    rng = np.random.default_rng(5)
+    size, documents, draws = 600, 60, 3
+    truth = np.exp(rng.uniform(np.log(0.02), np.log(0.5), size))
+    tokens = rng.integers(50, 150, documents).astype(float)
+    # each half: checkpoints with all draws, and such with the first alone
+    status = np.ones((size, draws), dtype=int)
+    status[::2, 1:] = measurements.MISSING
+    shift = 0.08 * np.hypot(truth, 0.015)[:, None] * rng.normal(size=(size, draws))
+    by_document = 0.25 * truth[:, None] * rng.normal(size=(size, documents))
+    nats = (truth[:, None, None] + shift[..., None] + by_document[:, None]) * tokens
+    nats[status == measurements.MISSING] = np.nan
+    made = cells.from_measurements(drawn(nats, ["gptq-w3", "gptq-w3-s1", "gptq-w3-s2"], tokens, status), SOURCE)
+    miss = np.abs(made["qid"].values - truth)
+    alone = made["calibration_sd"].values / np.sqrt(np.where(np.arange(size) % 2, draws, 1))
+    paired = np.sqrt(made["qid_se"].values ** 2 - alone**2)
+    for half, without in ((slice(0, None, 2), 0.65), (slice(1, None, 2), 0.82)):
+        held = (miss < 1.645 * made["qid_se"].values)[half].mean()
+        # three standard errors of a share of 300
+        assert held == pytest.approx(0.9, abs=0.052)
+        assert (miss < 1.645 * paired)[half].mean() < without
+    # 8 % and the floor it was drawn with
+    np.testing.assert_allclose(made["calibration_sd"][::2], 0.08 * np.hypot(made["qid"][::2], 0.015), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantizer", "generation", "per_channel", "noise"),
+    [("rtn-nf4", "bnb-nf4", "rtn", False, 0.0), ("rtn-fp4", "bnb-fp4", "rtn", False, 0.0),
+     ("rtn-mxint4", "rtn-mxint", "rtn", False, 0.0), ("rtn-w4-saved", "rtn", "rtn", True, 0.0),
+     ("hqq-w4-g64", "hqq", "calibrated", False, 0.0), ("gptq-w4-act", "gptq-actorder", "calibrated", True, np.nan),
+     ("gptq-w3-g64-oneshot-s4", "gptq", "calibrated", False, np.nan), ("awq-w4", "awq", "calibrated", True, np.nan),
+     ("gptq-w4-g128-saved", "gptq", "calibrated", False, np.nan)],
+)  # fmt: skip
+def test_a_recipe_gets_the_effect_of_its_quantizer(name, quantizer, generation, per_channel, noise):
+    tokens = np.full(3, 10.0)
+    made = cells.from_measurements(drawn(np.ones((1, 1, 3)), [name], tokens), SOURCE)
+    one = made.isel(cell=0)
+    assert (one["quantizer"].item(), one["generation"].item()) == (quantizer, generation)
+    assert one["source_method"].item() == f"measured: toy | {quantizer}"
+    assert (bool(one["per_channel"]), float(one["effective_bits"])) == (per_channel, 3.1)
+    np.testing.assert_equal(one["calibration_sd"].item(), noise)
+    assert (one["bits"].item(), one["group_size"].item()) == (parse(name).bits, parse(name).group_size)
+
+
+def test_a_saved_checkpoint_does_not_borrow_the_noise_of_our_draws():
+    recipes = ["gptq-w3", "gptq-w3-s1", "gptq-w3-s2", "gptq-w3-saved"]
+    tokens = np.full(3, 10.0)
+    nats = np.array([0.1, 0.2, 0.3, 0.2])[None, :, None] * tokens
+    made = cells.from_measurements(drawn(nats, recipes, tokens), SOURCE)
+    assert np.isnan(made["calibration_sd"].values).tolist() == [False, True]
+    assert float(made["qid_se"][1]) == pytest.approx(cells.NOISE_FLOOR)
+
+
+def test_cells_from_before_calibration_noise_was_kept_join_as_unknown(table):
+    old, new = cells.from_table(table, SOURCE).drop_vars("calibration_sd"), cells.from_measurements(measured(), SOURCE)
+    joined = cells.check(cells.join([old, new]))
+    assert np.isnan(joined["calibration_sd"].values[:3]).all()
+    np.testing.assert_array_equal(joined["calibration_sd"][3:], new["calibration_sd"])
+    assert np.isnan(cells.from_table(table, SOURCE)["calibration_sd"].values).all()
+
+
+def test_a_file_from_before_seeds_were_kept_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "old.nc"
+    files.write_netcdf(measured().drop_vars(["calibration_seed", "format"]), path)
+    with pytest.raises(BadInput, match=r"old.nc lacks calibration_seed: measure it again\.$"):
+        sources.read_cells(str(path))

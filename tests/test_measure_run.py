@@ -490,7 +490,7 @@ def test_command_line_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch, 
     place = tinymodels.save("neox", tmp_path / "m", 1)
     code, out, err = command(monkeypatch, capsys, place, "-o", tmp_path / "m.nc")
     assert (code, out) == (2, "")
-    assert "--family is missing" in err
+    assert "--family and --tokens are missing" in err
     assert "Traceback" not in err
     assert not list(tmp_path.glob("m.nc*"))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesqid import files, laws
+from bayesqid import files, laws, methods
 from bayesqid.answers import draws, project
 from bayesqid.answers.draws import Target
 from bayesqid.errors import BadInput
@@ -270,6 +270,12 @@ def test_a_recipe_and_bits_of_the_same_kind_are_one_target():
     assert text.effective_bits == 4.125
     assert project.target_of("rtn-w3-g32-asym", 0, "x", **rest).effective_bits == 3 + 19 / 32
     assert project.target_of("rtn-w3", 0, "x", **rest).per_channel
+    # each column's group number stands once for all rows of a layer
+    assert project.target_of("gptq-w4-g128-act", 0, "x", **rest).effective_bits == 4 + 16 / 128 + 32 / 4096
+    kinds = {name: project.target_of(name, 0, "x", **rest) for name in ("gptq-w4-act", "rtn-nf4", "rtn-mxint4")}
+    assert {name: methods.effect_key(*methods.canonical(one.method)) for name, one in kinds.items()} == {
+        "gptq-w4-act": "gptq-actorder", "rtn-nf4": "bnb-nf4", "rtn-mxint4": "rtn-mxint"
+    }  # fmt: skip
     for bad in (0.5, 17.0, math.nan, math.inf):
         with pytest.raises(BadInput, match="--bits"):
             project.target_of(None, bad, "gptq", **rest)

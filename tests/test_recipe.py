@@ -14,8 +14,11 @@ def recipes(draw: st.DrawFn) -> Recipe:
     kind = draw(st.sampled_from(method.formats))
     form = FORMATS[kind]
     symmetric = kind != "int" or draw(st.sampled_from(method.grids)) == "sym"
-    options = tuple(option for option in OPTIONS if option in (*method.options, "saved") and draw(st.booleans()))
-    seed = draw(st.integers(0, 999_999_999)) if method.calibrated else 0
+    saved = draw(st.booleans())
+    # a saved checkpoint does not tell how it was calibrated
+    known = {*method.options} - ({"oneshot"} if saved else set())
+    options = tuple(option for option in OPTIONS if option in known and draw(st.booleans())) + ("saved",) * saved
+    seed = draw(st.integers(0, 999_999_999)) if method.calibrated and not saved else 0
     return Recipe(
         name, draw(st.sampled_from(form.bits)), draw(st.sampled_from(form.groups)), symmetric, kind, options, seed
     )
@@ -63,7 +66,9 @@ def test_the_baseline_round_trips():
      ("gptq-w2-asym-act-oneshot-s7", Recipe("gptq", 2, -1, False, "int", ("act", "oneshot"), 7),
       "gptq-w2-asym-act-oneshot-s7"),
      ("gptq-w4-saved", Recipe("gptq", 4, options=("saved",)), "gptq-w4-saved"),
-     ("awq-w4-s12-saved", Recipe("awq", 4, -1, False, "int", ("saved",), 12), "awq-w4-s12-saved")],
+     ("gptq-w4-g32-act-saved", Recipe("gptq", 4, 32, options=("act", "saved")), "gptq-w4-g32-act-saved"),
+     ("awq-w4-g128-asym-saved", Recipe("awq", 4, 128, False, options=("saved",)), "awq-w4-g128-saved"),
+     ("rtn-mxint8-saved", Recipe("rtn", 8, 32, True, "mxint", ("saved",)), "rtn-mxint8-saved")],
 )  # fmt: skip
 def test_text_form_by_hand(text, want, again):
     assert parse(text) == want
@@ -143,6 +148,9 @@ def test_effective_bits_weigh_layers_by_their_weights():
      ("rtn-mxint4-sym", "one grid only: leave -sym out"),
      ("rtn-w4-act", "rtn has no option 'act'"), ("awq-w4-oneshot", "awq has no option 'oneshot'"),
      ("gptq-w4-act-act", "once and in the order"), ("gptq-w4-oneshot-act", "in the order act, oneshot"),
+     ("gptq-w4-oneshot-saved", "does not tell how it was calibrated"),
+     ("gptq-w4-act-oneshot-saved", "does not tell how it was calibrated"),
+     ("awq-w4-s12-saved", "does not tell how it was calibrated"), ("rtn-w4-s3-saved", "does not tell how"),
      ("rtn-w4-s3", "rtn draws no calibration text"), ("hqq-w4-s3", "hqq draws no calibration text")],
 )  # fmt: skip
 def test_bad_text_is_refused_in_one_sentence(text, why):

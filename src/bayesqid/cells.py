@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from bayesqid import methods
+from bayesqid import measurements, methods
 from bayesqid.errors import BadInput
 from bayesqid.likelihood import LN10
+from bayesqid.recipe import METHODS, Recipe, parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,25 +22,35 @@ BITS_RANGE = (1.9, 6.7)
 # nats: what a paired standard error leaves out. Rounding moves the loss by a first-order term of either sign too,
 # which the pairing over documents does not see: on the ladder QiDs of young models lie down to 2e-3 below zero
 NOISE_FLOOR = 1e-3
+# nats: the QiD at which the absolute and the relative part of calibration noise are equal (docs/calibration-noise.md)
+EVEN_QID = 0.015
+# what other cells say of a cell's calibration noise counts as much as this many more draws of its own (same place)
+POOLED_DRAWS = 4
+# draws below which a cell's own spread says nothing
+FEWEST_DRAWS = 3
 
 TEXTS = ("family", "model", "checkpoint", "lr_phase", "method", "variant", "generation", "quantizer",
          "eval_dataset", "source", "source_method")  # fmt: skip
 NUMBERS = ("n_params", "n_params_nonembedding", "train_tokens", "lr_fraction", "vocab_size", "bits", "group_size",
            "effective_bits", "ctx_len", "loss16", "headroom")  # fmt: skip
 FLAGS = ("per_channel",)
-VALUES = {"qid": float, "qid_se": float, "censored": bool}
+VALUES = {"qid": float, "qid_se": float, "censored": bool, "calibration_sd": float}
 LONG_NAMES = {
     "qid": "quantization-induced degradation, loss after minus loss before (nats per token)",
     "qid_se": "standard error of qid (nats per token)",
     "censored": "diverged: only qid > ln 10 is known",
+    "calibration_sd": "standard deviation of qid over draws of the calibration text, one draw; NaN: unknown",
 }
 
 
 def build(
     columns: Mapping[str, np.ndarray], excluded: Mapping[str, Mapping[str, int]], sources: list[dict]
 ) -> xr.Dataset:
-    """Cells Dataset from columns of equal length; adds `quantizer` and `source_method`, the keys of the effects."""
-    columns = dict(columns)
+    """Cells Dataset from columns of equal length; adds `quantizer` and `source_method`, the keys of the effects.
+
+    `calibration_sd` may be left out: unknown.
+    """
+    columns = {"calibration_sd": np.full(len(columns["qid"]), np.nan), **columns}
     quantizer = [methods.effect_key(m, v) for m, v in zip(columns["method"], columns["variant"], strict=True)]
     columns["quantizer"] = np.array(quantizer)
     columns["source_method"] = np.array([f"{s} | {q}" for s, q in zip(columns["source"], quantizer, strict=True)])
@@ -76,67 +88,124 @@ def from_table(table: "pd.DataFrame", source: Mapping[str, object]) -> xr.Datase
     return build(columns, excluded, [{**source, "rows_at_nominal_bits": int(nominal.sum())}])
 
 
-def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
-    """Cells of a measurement file: paired QiD with its clustered standard error, one cell per measured recipe.
+def _over_draws(data: xr.Dataset) -> xr.Dataset:
+    """Recipes that differ only in their calibration seed made one, by the mean of each document's nats over draws.
 
+    Draws that were not measured are left out. Adds over (checkpoint, recipe) `draws`, those that count, `lost`, those
+    that failed, and `spread`, the standard deviation of their QiD.
+    """
+    groups: dict[Recipe, list[int]] = {}
+    for index, name in enumerate(data["recipe"].to_numpy()):
+        groups.setdefault(replace(parse(str(name)), seed=0), []).append(index)
+    data = data[["nats", "tokens", "status", "effective_bits"]].assign(qid=measurements.qid(data))
+    merged: list[xr.Dataset] = []
+    for recipe, members in groups.items():
+        drawn = data.isel(recipe=members)
+        ok = drawn["status"] == measurements.OK
+        # the baseline is no draw and stands as it is
+        mean = drawn[["nats", "effective_bits"]].where(ok | (recipe.method == "none")).mean("recipe")
+        status = xr.where(ok.any("recipe"), measurements.OK, drawn["status"].max("recipe"))
+        one = {"status": status, "draws": ok.sum("recipe"),
+               "lost": (drawn["status"] == measurements.FAILED).sum("recipe"),
+               "spread": drawn["qid"].where(ok).std("recipe", ddof=1)}  # fmt: skip
+        merged.append(mean.assign(one).expand_dims(recipe=[str(recipe)]))
+    return xr.concat(merged, "recipe").assign(tokens=data["tokens"])
+
+
+def calibration_sd(qid: np.ndarray, spread: np.ndarray, draws: np.ndarray, quantizer: np.ndarray) -> np.ndarray:
+    """Standard deviation of QiD over draws of the calibration text, one draw, nats per token, by cell; NaN: unknown.
+
+    sd^2 = (m k^2 (q^2 + q0^2) + (S - 1) s^2) / (m + S - 1), where a cell has S draws of mean q and standard deviation
+    s; k^2 is the mean of s^2 / (q^2 + q0^2), weighted by S - 1, over the cells of its quantizer in the same file; m is
+    `POOLED_DRAWS`, q0 is `EVEN_QID`. Cells of fewer than `FEWEST_DRAWS` draws or past ln 10 have no say (S - 1 = 0).
+    A few draws alone will not do: with three, intervals of 90 % held 75 % of further draws, with the pooled part 89 %
+    (docs/calibration-noise.md). A quantizer without a cell of enough draws stays unknown.
+    """
+    counts = (draws >= FEWEST_DRAWS) & ~(qid > LN10)
+    own, freedom = np.where(counts, spread, 0.0) ** 2, np.where(counts, draws - 1.0, 0.0)
+    scale = qid**2 + EVEN_QID**2
+    pooled = np.full(qid.size, np.nan)
+    for name in np.unique(quantizer[counts]):
+        of = quantizer == name
+        pooled[of] = scale[of] * (freedom * own / scale)[of].sum() / freedom[of].sum()
+    return np.sqrt((POOLED_DRAWS * pooled + freedom * own) / (POOLED_DRAWS + freedom))
+
+
+def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
+    """Cells of a measurement file, one per checkpoint and recipe; recipes of several calibration seeds are one.
+
+    qid is the mean over the S draws of calibration text and qid_se^2 = paired^2 + calibration_sd^2 / S + floor^2:
+    the pairing sees how documents differ, not how another calibration text would have set the weights, which moves
+    all of them together. `calibration_sd` is 0 for quantizers without calibration text; where it is unknown (a
+    file with one draw each, checkpoints saved quantized) it is NaN and missing from qid_se. What documents and draws
+    do together is in both terms (4 to 11 % of the variance over draws): qid_se is that much too wide.
     Recipes outside the range of bits in which the laws hold and cells that failed are left out and counted.
     """
-    from bayesqid import measurements
-
     try:
         manifest = json.loads(data.attrs["manifest"])
         suite, protocol = manifest["suite"], manifest["protocol"]
         text, context = protocol["text"], float(protocol["context"])
     except (ValueError, KeyError, TypeError):
         raise BadInput("The measurements lack suite, text or context in their manifest: measure again.") from None
-    qid = measurements.qid(data)
-    grid = xr.Dataset({"qid": qid, "qid_se": measurements.qid_se(data), "status": data["status"],
-                       "effective_bits": data["effective_bits"]})  # fmt: skip
-    grid["loss16"] = measurements.loss16(data).broadcast_like(qid)
+    merged = _over_draws(data)
+    grid = merged.drop_vars(("nats", "tokens")).assign(qid=measurements.qid(merged), paired=measurements.qid_se(merged))
+    grid["loss16"] = measurements.loss16(merged).broadcast_like(grid["qid"])
     frame = grid.drop_sel(recipe="none").stack(cell=("checkpoint", "recipe")).reset_index("cell")
 
     def of(name: str) -> np.ndarray:
         return frame[name].to_numpy()
 
-    checkpoint = dict(zip(data["checkpoint"].to_numpy().astype(str), range(data.sizes["checkpoint"]), strict=True))
-    row = np.array([checkpoint[str(name)] for name in of("checkpoint")])
+    row = data.indexes["checkpoint"].get_indexer(of("checkpoint"))
     per_checkpoint = {
         name: data[name].to_numpy()[row]
         for name in ("family", "model", "n_params", "n_params_nonembedding", "train_tokens", "lr_phase", "lr_fraction",
                      "vocab_size")  # fmt: skip
     }
-    recipe = data.sel(recipe=of("recipe"))
-    method = recipe["method"].to_numpy().astype(str)
+    recipes = [parse(str(name)) for name in of("recipe")]
+    method, variant = np.array([methods.canonical(r.quantizer) for r in recipes], dtype=object).reshape(-1, 2).T
+    group = np.array([r.group_size for r in recipes])
     bits = of("effective_bits").astype(float)
-    reasons = np.where(of("status") == 2, "measurement failed", np.where(of("status") != 1, "not measured", ""))
+    reasons = np.where(of("status") == measurements.FAILED, "measurement failed",
+                       np.where(of("status") != measurements.OK, "not measured", ""))  # fmt: skip
     outside = (bits < BITS_RANGE[0]) | (bits > BITS_RANGE[1])
     reasons = np.where((reasons == "") & outside, "effective bits outside 1.9 to 6.7", reasons)
     keep = reasons == ""
+    noise = np.where([METHODS[r.method].calibrated for r in recipes], np.nan, 0.0)
+    ours = np.flatnonzero(keep & np.array([r.calibrated for r in recipes], dtype=bool))
+    keys = np.array([methods.effect_key(m, v) for m, v in zip(method, variant, strict=True)])
+    noise[ours] = calibration_sd(of("qid")[ours], of("spread")[ours], of("draws")[ours], keys[ours])
     columns = {
         **per_checkpoint,
         "checkpoint": of("checkpoint").astype(str),
         "method": method,
-        "variant": np.full(method.size, ""),
-        "generation": np.array([methods.generation(m) for m in method]),
-        "bits": recipe["bits"].to_numpy(),
-        "group_size": recipe["group_size"].to_numpy(),
+        "variant": variant,
+        "generation": np.array([methods.generation(m, v) for m, v in zip(method, variant, strict=True)]),
+        "bits": np.array([r.bits for r in recipes]),
+        "group_size": group,
         "effective_bits": bits,
-        "per_channel": recipe["group_size"].to_numpy() == -1,
+        "per_channel": np.array([methods.is_per_channel(*one) for one in zip(method, variant, group, strict=True)]),
         "eval_dataset": np.full(method.size, text),
         "ctx_len": np.full(method.size, context),
         "source": np.full(method.size, f"measured: {suite}"),
         "loss16": of("loss16"),
         "headroom": np.log(per_checkpoint["vocab_size"].astype(float)) - of("loss16"),
         "qid": of("qid"),
-        "qid_se": np.hypot(of("qid_se"), NOISE_FLOOR),
+        "qid_se": np.hypot(np.hypot(of("paired"), np.nan_to_num(noise) / np.sqrt(of("draws").clip(1))), NOISE_FLOOR),
         "censored": of("qid") > LN10,
+        "calibration_sd": noise,
     }
-    excluded = count_by_family(reasons, per_checkpoint["family"].astype(str))
+    family = per_checkpoint["family"].astype(str)
+    lost = np.repeat(family[keep], of("lost")[keep])
+    excluded = count_by_family([*reasons, *["one draw of the calibration text failed"] * lost.size], [*family, *lost])
     return build({name: values[keep] for name, values in columns.items()}, excluded, [dict(source)])
 
 
 def join(parts: list[xr.Dataset]) -> xr.Dataset:
-    """All cells of several sets one after another; exclusions add up; `BadInput` if a checkpoint occurs twice."""
+    """All cells of several sets one after another; exclusions add up; `BadInput` if a checkpoint occurs twice.
+
+    Sets made before `calibration_sd` was kept have it unknown.
+    """
+    parts = [part if "calibration_sd" in part else part.assign(calibration_sd=part["qid"] * np.nan) for part in parts]
     seen: dict[str, int] = {}
     for number, part in enumerate(parts):
         for name in set(part["checkpoint"].to_numpy() + "\n" + part["source"].to_numpy()):

@@ -46,13 +46,14 @@ def target_of(text: str | None, bits: float, method: str, **rest) -> Target:
         if wanted.method == "none":
             raise BadInput("Recipe 'none' is the baseline and loses nothing: name a recipe such as gptq-w4-g128.")
         per_channel = wanted.group_size == -1
-        # a row of a large model holds thousands of weights: its one scale costs a few thousandths of a bit
-        width = 4096 if per_channel else wanted.group_size
-        effective = recipe.effective_bits(wanted, [(1, width)])
-        return Target(effective_bits=effective, method=wanted.method, bits=wanted.bits, per_channel=per_channel, **rest)
+        # a large model's layer: what is stored once a row or column costs a few thousandths of a bit
+        effective = recipe.effective_bits(wanted, [(4096, 4096)])
+        return Target(
+            effective_bits=effective, method=wanted.quantizer, bits=wanted.bits, per_channel=per_channel, **rest
+        )
     if not (math.isfinite(bits) and 1 <= bits <= 16):
         raise BadInput(f"--bits is {bits:g}: give a number from 1 to 16.")
-    effective = bits + recipe.SCALE_BITS / DEFAULT_GROUP
+    effective = bits + recipe.FORMATS["int"].scale_bits / DEFAULT_GROUP
     return Target(effective_bits=effective, method=method, bits=bits, **rest)
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ def _unknown(where: Path, why: str) -> BadInput:
 
 
 def gptq_recipe(where: Path, settings: Settings, method: str | None) -> Recipe:
-    """Recipe of a checkpoint in GPTQ's format; one that bayesqid saved tells it whole."""
+    """Recipe of a checkpoint in GPTQ's format, which bayesqid also saves weights in that were rounded to nearest."""
     meta, layout = settings.get("meta") or {}, gptq_format(where, settings).layout
     signs = [key for key in OTHERS if key in settings] + [key for key in OTHERS_META if meta.get(key)]
     if signs and not method:
@@ -62,15 +61,10 @@ def gptq_recipe(where: Path, settings: Settings, method: str | None) -> Recipe:
         raise BadInput(f"{where} packs codes into {settings['pack_dtype']}: only words of 32 bits can be read.")
     if settings.get("bits") in (5, 6) and layout != "planes":
         raise BadInput(f"{where} has {settings['bits']} bits, which only the checkpoint_format gptq_p has: correct it.")
-    own = parse(str(meta["recipe"])) if meta.get("recipe") else None
+    if meta.get("recipe") and not method:
+        method = parse(str(meta["recipe"])).method
     symmetric, act = bool(settings.get("sym", True)), bool(settings.get("desc_act"))
-    name = method or (own.method if own else "gptq")
-    found = _recipe(where, name, settings.get("bits"), settings.get("group_size"), symmetric, act)
-    if own is None or method:
-        return found
-    if (own.bits, own.group_size, own.symmetric) != (found.bits, found.group_size, found.symmetric):
-        raise BadInput(f"{where} says it is {own} but its settings are those of {found}: restore them.")
-    return replace(own, options=(*own.options, "saved"))
+    return _recipe(where, method or "gptq", settings.get("bits"), settings.get("group_size"), symmetric, act)
 
 
 def gptq_format(where: Path, settings: Settings) -> Packed:
@@ -179,37 +173,43 @@ def _modifier(where: Path) -> str | None:
 
 
 def compressed_weight(name: str, where: Path, tensors: Tensors, recipe: Recipe, settings: Settings) -> Tensor:
-    """Weight s (q - z), float32 (outputs, inputs); codes and zero points have signs, packed ones 2^(b-1) more."""
-    scale = tensors["weight_scale"].float()
+    """Weight s (q - z), float32 (outputs, inputs); codes and zero points have signs, packed ones are 2^(b-1) more."""
+    scale, zero = tensors["weight_scale"].float(), tensors.get("weight_zero_point")
+    scale = scale.reshape(len(scale), -1)
+    if zero is None and not recipe.symmetric:
+        raise BadInput(f"{where} lacks {name}.weight_zero_point, which an asymmetric grid needs: restore it.")
     if "weight_packed" in tensors:
         outputs, inputs = (int(size) for size in tensors["weight_shape"])
-        codes = _signed(name, where, tensors["weight_packed"], recipe.bits, inputs, 1)
+        packed = {1: (tensors["weight_packed"], inputs)}
+        # older versions left zero points as they are
+        if zero is not None and zero.dtype == torch.int32:
+            packed[0] = (zero, outputs)
+        layout, less = _layout(name, where, packed, recipe.bits), 2 ** (recipe.bits - 1)
+        codes = packing.unpack(tensors["weight_packed"], recipe.bits, inputs, 1, layout) - less
+        if 0 in packed:
+            zero = packing.unpack(packed[0][0], recipe.bits, outputs, 0, layout) - less
     else:
         codes = tensors["weight"]
-        outputs, inputs = codes.shape
-    scale = scale.reshape(len(scale), -1)
-    zero = tensors.get("weight_zero_point")
-    if zero is None:
-        zero = torch.zeros((), dtype=torch.int32)
-        if not recipe.symmetric:
-            raise BadInput(f"{where} lacks {name}.weight_zero_point, which an asymmetric grid needs: restore it.")
-    elif zero.dtype == torch.int32 and "weight_packed" in tensors:
-        zero = _signed(name, where, zero, recipe.bits, outputs, 0)
-    zero = zero.expand(scale.shape) if zero.ndim == 0 else zero.reshape(scale.shape)
+        inputs = codes.shape[1]
     given = tensors.get("weight_g_idx")
     # -1 stands for groups that nobody set
     given = None if given is None or int(given.min()) < 0 else given
     index = _groups(name, where, given, inputs, scale.shape[1], recipe)
-    return scale[:, index] * (codes.float() - zero.float()[:, index])
+    zero = torch.zeros_like(scale) if zero is None else zero.float().reshape(scale.shape)
+    return scale[:, index] * (codes.float() - zero[:, index])
 
 
-def _signed(name: str, where: Path, packed: Tensor, bits: int, size: int, dim: int) -> Tensor:
-    """Codes with signs from words, which are packed densely or, by older versions, padded: their number tells."""
-    fits = [layout for layout in ("stream", "padded") if packing.words(size, bits, layout) == packed.shape[dim]]
-    straddles = packing.WORD % bits and size > packing.WORD // bits
-    if not fits or (len(fits) > 1 and straddles):
-        raise BadInput(f"{where} has {packed.shape[dim]} words for {size} codes of {name}: its layout is not known.")
-    return packing.unpack(packed, bits, size, dim, fits[0]) - 2 ** (bits - 1)
+def _layout(name: str, where: Path, packed: Mapping[int, tuple[Tensor, int]], bits: int) -> str:
+    """How words along a dimension hold so many codes: densely or, in older versions, padded; their number tells."""
+    fits = [
+        layout
+        for layout in ("stream", "padded")
+        if all(words.shape[dim] == packing.words(size, bits, layout) for dim, (words, size) in packed.items())
+    ]
+    straddle = packing.WORD % bits and any(size > packing.WORD // bits for _, size in packed.values())
+    if not fits or (len(fits) > 1 and straddle):
+        raise BadInput(f"{where} has words of {bits}-bit codes for {name} whose layout is not known: save it anew.")
+    return fits[0]
 
 
 class Kind(NamedTuple):

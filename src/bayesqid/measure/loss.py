@@ -14,7 +14,7 @@ BATCH_TOKENS = 4096
 
 
 class Batch(NamedTuple):
-    """Right-padded windows: inputs and which score the token behind them (windows, tokens); targets and their documents."""
+    """Right-padded windows: inputs, and which of them score the token behind; targets, and their documents."""
 
     inputs: Tensor
     scored: Tensor

@@ -136,10 +136,11 @@ def is_own(target: str) -> bool:
 def own(target: str, family: str | None, tokens: float | None, lr_phase: str, called: str | None) -> Checkpoint:
     """The checkpoint that a folder or `hub/id@revision` names; `BadInput` without its family or tokens."""
     if family is None or tokens is None:
-        lacking = "--family" if family is None else "--tokens"
+        lacking = [name for name, value in (("--family", family), ("--tokens", tokens)) if value is None]
+        absent = f"{' and '.join(lacking)} {'are' if lacking[1:] else 'is'} missing"
         raise BadInput(
-            f"{target} is a model of your own and {lacking} is missing: say which family it belongs to "
-            "and on how many tokens it was trained, e.g. --family mine --tokens 3e11."
+            f"{target} is a model of your own and {absent}: say which family it belongs to and on how many "
+            "tokens it was trained, e.g. --family mine --tokens 3e11."
         )
     if not tokens >= 1:
         raise BadInput(f"--tokens {tokens:g} is no number of training tokens: give at least 1.")

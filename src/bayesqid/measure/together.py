@@ -15,7 +15,7 @@ from bayesqid.measure.quantizers.outcome import Quantized
 from bayesqid.recipe import NONE, Recipe
 
 # What recipes that are in work at once may take: bytes on a CPU, share of the free memory on a GPU
-LANES_BYTES = 2**30
+LANES_BYTES = 2**29
 LANES_SHARE = 0.4
 Progress = Callable[[float], object]
 
