@@ -56,7 +56,7 @@ LADDER = bundled.models_dir() / "tiny"
 MODELS = ("tiny-neox-25k/step1953", "tiny-neox-100k/step488", "tiny-neox-224k/step122", "tiny-neox-793k/step488",
           "tiny-llama-27k/step977", "tiny-llama-54k/step488", "tiny-opt-51k/step977")  # fmt: skip
 RECIPES = tuple(f"gptq-w{bits}{group}" for group in ("", "-g32") for bits in (2, 3, 4))
-SETTINGS = {"context": 256, "max_bytes": 512, "calibration_windows": 32}
+SETTINGS = {"context": 256, "max_bytes": 128, "calibration_windows": 16}
 WARM_UP = "tiny-llama-27k/step244"
 
 

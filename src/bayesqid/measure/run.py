@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -15,6 +16,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from bayesqid import files, measurements
+from bayesqid.errors import BadInput
 from bayesqid.measure import layers, load, lock
 from bayesqid.measure.checkpoint import measure_checkpoint
 from bayesqid.measure.parts import done, existing, frame, lock_path, parts_folder
@@ -111,6 +113,12 @@ def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], output: Path,
                 future.result()
                 bar.set_description_str(checkpoint.id)
                 bar.update(len(recipes))
+        except BrokenProcessPool as error:
+            # the others have ended already, and the one that was killed may hold the lock of `stop` for ever
+            raise BadInput(
+                "A worker process was killed, perhaps because memory ran out; what was finished is kept: "
+                "measure again to go on, with --jobs 1."
+            ) from error
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
