@@ -12,9 +12,6 @@ QiD over `--draws` runs whose scales are off by a random millionth: a symmetric 
 if it is negative, half-way between two codes, so that noise in the last digit decides which one it gets, and
 two right implementations differ. That is a property of one quantized model, which no amount of text averages out.
 
-`blocks` is the number of columns after which GPTQModel updates the others: it fits the scales of all groups of such a
-block at its start. 128 is what quantize() does; with 32 both fit a group's scale to the same weights.
-
 CPU seconds (user and system, all threads) are medians of `--repeats` rounds in which both take turns, each in a
 process of its own that has done such a cell before. Theirs: quantize(); scoring the text's losses with the model
 that it leaves; loading, saving and the unquantized model's pass stand apart. Ours: `one` is a run with this recipe
@@ -237,7 +234,7 @@ def times(mine: Worker, other: Worker, source: Path, recipe: str, folder: Path, 
 
 
 def cells(mine: Worker, other: Worker, name: str, place: Path, said: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for every recipe of a checkpoint, and one more for groups with GPTQModel's blocks as small as they."""
+    """A row for every recipe of a checkpoint."""
     source = copy(name, place)
     tokens = counted(source)
     total, folder = sum(tokens), place / f"{source.name}-ours"
@@ -258,11 +255,7 @@ def cells(mine: Worker, other: Worker, name: str, place: Path, said: argparse.Na
         both = seconds["theirs quantize"] + seconds["theirs score"]
         ratios = {kind: (both + seconds["theirs plain"] * share) / seconds[f"ours {kind}"]
                   for kind, share in (("one", 1), ("shared", 1 / len(RECIPES)))}  # fmt: skip
-        yield {"model": name, "recipe": recipe, "blocks": 128, **read(made), **timed, "theirs / ours": ratios}
-        if parse(recipe).group_size != -1:
-            alike = place / f"{made.name}-fitted-alike"
-            other(source=str(source), recipe=recipe, blocks=32, folder=str(alike))
-            yield {"model": name, "recipe": recipe, "blocks": 32, **read(alike)}
+        yield {"model": name, "recipe": recipe, **read(made), **timed, "theirs / ours": ratios}
 
 
 def summary(what: str, chosen: list[dict[str, Any]]) -> dict[str, Any]:
@@ -292,12 +285,8 @@ def main(said: argparse.Namespace) -> None:
         for recipe in RECIPES:
             other(source=str(warm), recipe=recipe, blocks=128, folder=str(place / recipe))
         rows = [say(row) for name in said.models for row in cells(mine, other, name, place, said)]
-    for what, blocks, grouped in (
-        ("per channel", 128, False),
-        ("groups of 32, their blocks of 128", 128, True),
-        ("groups of 32, their blocks of 32", 32, True),
-    ):
-        say(summary(what, [row for row in rows if (row["blocks"], "-g" in row["recipe"]) == (blocks, grouped)]))
+    for what, grouped in (("per channel", False), ("groups of 32", True)):
+        say(summary(what, [row for row in rows if ("-g" in row["recipe"]) == grouped]))
 
 
 if __name__ == "__main__":

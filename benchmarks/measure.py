@@ -142,7 +142,8 @@ def draw(rows: list[dict], file: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(10.5, 3.1), layout="constrained")
     recipes = [row for row in rows if row["by"] == "recipes"]
     parameters = [row for row in rows if row["by"] == "parameters"]
-    panels = ((recipes, "recipes", "cpu_s", "recipes", "CPU seconds"), (recipes, "recipes", "mib", "recipes", "peak memory (MiB)"),
+    panels = ((recipes, "recipes", "cpu_s", "recipes", "CPU seconds"),
+              (recipes, "recipes", "mib", "recipes", "peak memory (MiB)"),
               (parameters, "parameters", "cpu_s", "parameters in linear layers", "CPU seconds"))  # fmt: skip
     for axis, (found, x, y, across, up) in zip(axes, panels, strict=True):
         axis.plot([row[x] for row in found], [row[y] for row in found], "o-", color="#1f5a85", markersize=4)

@@ -126,14 +126,20 @@ def test_gptq_beats_round_to_nearest_where_inputs_are_correlated(bits, group):
 
 
 def brain_surgeon(w: np.ndarray, hessian: np.ndarray, recipe: Recipe, damp: float) -> np.ndarray:
-    """Optimal brain quantization in column order: after each column the inverse of what is left is taken anew."""
+    """Optimal brain quantization in column order: after each column the inverse of what is left is taken anew.
+
+    Scales of groups are fitted to the weights at the start of their block of 128 columns, as GPTQModel does.
+    """
     w, columns = w.astype(np.float64).copy(), w.shape[1]
     hessian = hessian + damp * np.diag(hessian).mean() * np.eye(columns)
     top = 2**recipe.bits - 1
     scale = zero = np.zeros(0)
+    begun = w
     for q in range(columns):
+        if q % 128 == 0:
+            begun = w.copy()
         if q == 0 or (recipe.group_size != -1 and q % recipe.group_size == 0):
-            part = w if recipe.group_size == -1 else w[:, q : q + recipe.group_size]
+            part = w if recipe.group_size == -1 else begun[:, q : q + recipe.group_size]
             low, high = np.minimum(part.min(1), 0), np.maximum(part.max(1), 0)
             if recipe.symmetric:
                 high = np.maximum(-low, high)

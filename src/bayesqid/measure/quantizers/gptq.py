@@ -76,9 +76,10 @@ def quantize(weight: Tensor, seens: Sequence[Seen | None], recipes: Sequence[Rec
 
     Recipes run in lockstep, column by column, as one batch; what they share (`seens` that are one object) is
     factorized once. Inputs that never fire get a zero weight, as in the reference code. A group's scale is
-    fitted when its first column is reached, to the weights as updated by then; without groups, to the original
-    weights. A layer that no calibration input reached is rounded to nearest. The note tells each damp above the
-    usual and each such fallback. Raises ValueError when a Hessian cannot be factorized.
+    fitted to the weights as they are when its block of 128 columns is begun, as GPTQModel does (the paper updates
+    them first); without groups, to the original weights. A layer that no calibration input reached is rounded to
+    nearest. The note tells each damp above the usual and each such fallback. Raises ValueError when a Hessian
+    cannot be factorized.
     """
     factors: dict[tuple[int, bool], Factor] = {}
     done: dict[int, Quantized] = {}
@@ -131,12 +132,14 @@ def _lockstep(weight: Tensor, factors: list[Factor], recipes: list[Recipe], shar
     for start in range(0, columns, COLUMNS_PER_BLOCK):
         stop = min(start + COLUMNS_PER_BLOCK, columns)
         block, inverse = work[:, start:stop], upper[:, start:stop, start:stop]
+        # what scales are fitted to: GPTQModel sees no update from inside the block either
+        before = block.clone()
         errors = torch.empty_like(block)
         for i in range(stop - start):
             for r, size in enumerate(sizes):
                 if (start + i) % size == 0:
                     # groups never straddle a block, 128 being a multiple of every group size; whole rows do
-                    members = block[r, i : i + size] if size < columns else work[r]
+                    members = before[r, i : i + size] if size < columns else work[r]
                     lie = rtn.grid(members.T, recipes[r])
                     scale[r], zero[r] = lie[0][:, 0], lie[1][:, 0]
                     grids[r].append((lie[0], lie[1]))
