@@ -52,7 +52,7 @@ def test_its_cells_know_their_calibration_noise(data):
 
 
 def test_the_noise_s_form_is_the_likeliest_one(data, script):
-    """Minimum over q0 of the deviance of gamma variances, by brute force over all recipes, lies at `EVEN_QID`."""
+    """`EVEN_QID` lies in the 95 % profile-likelihood interval of q0; variances of five draws are gamma, 4 degrees."""
     draws = script["draws"](data)
     mean, variance = draws.mean.ravel(), draws.variance.ravel()
     grid = np.linspace(0.005, 0.03, 51)
@@ -60,9 +60,11 @@ def test_the_noise_s_form_is_the_likeliest_one(data, script):
     def loss(even):
         scale = mean**2 + even**2
         scale = scale * (variance / scale).mean()
-        return float(np.sum(np.log(scale) + variance / scale))
+        return float(np.sum(np.log(scale) + variance / scale)) * 4 / 2
 
-    assert grid[np.argmin([loss(even) for even in grid])] == pytest.approx(cells.EVEN_QID, abs=0.001)
+    lost = [loss(even) - min(map(loss, grid)) for even in (cells.EVEN_QID, 0.005, 0.03)]
+    assert lost[0] < 1.92
+    assert min(lost[1:]) > 1.92, "it is not everywhere"
 
 
 @pytest.mark.parametrize(

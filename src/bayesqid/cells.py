@@ -118,7 +118,7 @@ def calibration_sd(qid: np.ndarray, spread: np.ndarray, draws: np.ndarray, quant
     sd^2 = (m k^2 (q^2 + q0^2) + (S - 1) s^2) / (m + S - 1), where a cell has S draws of mean q and standard deviation
     s; k^2 is the mean of s^2 / (q^2 + q0^2), weighted by S - 1, over the cells of its quantizer in the same file; m is
     `POOLED_DRAWS`, q0 is `EVEN_QID`. Cells of fewer than `FEWEST_DRAWS` draws or past ln 10 have no say (S - 1 = 0).
-    A few draws alone will not do: with three, intervals of 90 % held 75 % of further draws, with the pooled part 89 %
+    A few draws alone will not do: with three, intervals of 90 % held 76 % of further draws, with the pooled part 90 %
     (docs/calibration-noise.md). A quantizer without a cell of enough draws stays unknown.
     """
     counts = (draws >= FEWEST_DRAWS) & ~(qid > LN10)
