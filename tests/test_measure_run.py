@@ -439,7 +439,7 @@ def test_what_was_saved_quantized_measures_as_it_did_before(tmp_path):
         assert after["effective_bits"].values.tolist() == before["effective_bits"].values.tolist()
     with pytest.raises(BadInput, match="quantized already"):
         own(folder / recipes[0])
-    with pytest.raises(BadInput, match="no grid that GPTQ's format"):
+    with pytest.raises(BadInput, match="cannot store the grid of rtn-nf4"):
         own(place, recipes=["rtn-nf4"], save_to=tmp_path / "other")
 
 

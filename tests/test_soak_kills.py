@@ -29,8 +29,8 @@ LADDER = ("tiny-neox-100k/step244", "tiny-llama-27k/step244", "tiny-opt-25k/step
 RECIPES = "rtn-w2,rtn-w4-g32,rtn-mxint4,gptq-w2,gptq-w3,gptq-w3-act,gptq-w2-s1,gptq-w4-oneshot,awq-w3"
 # where a kill is meant to land: how often, and at most how many seconds after that begins
 AIMS = {"quantizing": (4, 0.02), "writing": (4, 0.05), "merging": (2, 0.3), "anything": (3, 0)}
-# one to four recipes are in work at once, so that checkpoints have several parts, and others after each kill
-FEW, ALL = 2_000_000, 2**30
+# two to four recipes are in work at once, so that checkpoints have several parts, and others after each kill
+FEW, ALL = 24_000_000, 2**30
 
 
 @pytest.fixture(scope="module")
