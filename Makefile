@@ -8,10 +8,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak browser reports ladder bench docs lint
+.PHONY: help setup demo test soak browser reports ladder bench calibration docs lint
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## make .venv and install bayesqid into it; again only when pyproject.toml or constraints.txt change
 
@@ -48,9 +48,19 @@ ladder: setup  ## train the tiny ladder again: half an hour of one core; finishe
 	$(BIN)/python models/tiny/corpus.py
 	$(BIN)/python models/tiny/train.py
 
-# gptq_reference.py needs GPTQModel, which is not among our dependencies: it says how to run it
-bench: setup  ## run the benchmarks that need nothing but bayesqid
-	@for file in $(filter-out %/gptq_reference.py, $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+# gptq_reference.py needs GPTQModel, which is not among our dependencies: it says how to run it. The others left out
+# refit for hours, or are imported by those that do; each goes on where it was interrupted
+HOURS := calibration recovery reference resumable honesty refit structure compare_laws
+NOT_HERE := gptq_reference $(HOURS)
+bench: setup  ## run the benchmarks that need nothing but bayesqid and take minutes
+	@for file in $(filter-out $(NOT_HERE:%=benchmarks/%.py), $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+calibration: setup  ## simulate and refit: are the intervals calibrated? Hours; goes on where it was interrupted
+	$(ONE_THREAD) $(BIN)/python benchmarks/calibration.py --jobs 2
+	$(ONE_THREAD) $(BIN)/python benchmarks/calibration.py --report
+	$(ONE_THREAD) $(BIN)/python benchmarks/recovery.py --jobs 2
+	$(ONE_THREAD) $(BIN)/python benchmarks/recovery.py --report
+	$(ONE_THREAD) $(BIN)/python benchmarks/reference.py
 
 docs: setup  ## write docs/cli.md and the outputs shown in README.md and docs/ again
 	$(BIN)/python docs/make_cli.py

@@ -1,9 +1,10 @@
-"""Error of the nine-node marginal likelihood at the draws of a fitted posterior, against dense quadrature.
+"""Error of the likelihood, closed form and nine nodes, at the draws of a fitted posterior, against dense quadrature.
 
-    python benchmarks/likelihood_error.py POSTERIOR.nc [DRAWS]
+    python benchmarks/likelihood_error.py [POSTERIOR.nc] [DRAWS]
 
-Prints the worst error of one cell, the worst summed error of one draw, and the spread of the summed error between
-draws: a constant error moves no posterior, only its variation does.
+Without a file the bundled posterior. Prints, for sharp cells (closed form), blunt ones (nine nodes) and both, the worst
+error of one cell, the worst summed error of one draw, and the spread of the summed error between draws: a constant
+error moves no posterior, only its variation does. Both kinds of scatter are put to the same draws.
 """
 
 import sys
@@ -20,6 +21,7 @@ def eta_of(posterior: draws.Posterior, number: int) -> np.ndarray:
     """ln QiD of the law with all effects at every fitted cell for one draw, from the named variables alone."""
     one, cells, law = posterior.sample.isel(draw=number), posterior.cells, posterior.law
     data = {name: cells[name].to_numpy() for name in (*cells.coords, *cells.data_vars)}
+    data |= laws.crossed(data)
     lam = float(one["lam"])
     theta = one["theta"].sel(family=data["family"].astype(str)).transpose("term", "family").to_numpy()
     eta = sum(laws.factor(t.factor, data, lam) * theta[i] for i, t in enumerate(law.terms))
@@ -55,30 +57,39 @@ def dense(y, s, headroom, eta, tau) -> np.ndarray:
     return np.log(total) + top - np.log(2 * np.pi * s * tau)
 
 
-def errors(posterior: draws.Posterior, count: int = 20) -> np.ndarray:
-    """Nine-node minus dense log density of every measured cell, shape (draw, cell)."""
+def errors(posterior: draws.Posterior, tails: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log density minus the dense one of every measured cell, shape (draw, cell), and which cells are sharp."""
     cells = posterior.cells
-    keep = ~cells["censored"].to_numpy().astype(bool)
-    y, s, headroom = (cells[name].to_numpy()[keep] for name in ("qid", "qid_se", "headroom"))
-    anchor, precision = likelihood.anchors(y, s, headroom)
+    cells = cells.isel(cell=np.flatnonzero(~cells["censored"].to_numpy().astype(bool)))
+    keep = ~posterior.cells["censored"].to_numpy().astype(bool)
+    y, s, headroom = (cells[name].to_numpy() for name in ("qid", "qid_se", "headroom"))
+    data = likelihood.prepare(y, s, headroom, np.zeros(y.size, dtype=bool))
+    scales, weights = likelihood.TAILS[tails]
     out = []
     for number in np.linspace(0, posterior.size - 1, count).round().astype(int):
         eta = eta_of(posterior, number)[keep]
-        tau = posterior.sample["tau"].isel(draw=number).sel(generation=cells["generation"].to_numpy()[keep].astype(str))
+        tau = posterior.sample["tau"].isel(draw=number).sel(generation=cells["generation"].to_numpy().astype(str))
         tau = tau.to_numpy()
-        fast = likelihood.marginal(y, s, headroom, anchor, precision, eta, tau)[0]
-        out.append(fast - dense(y, s, headroom, eta, tau))
-    return np.array(out)
+        parts = [np.log(w) + dense(y, s, headroom, eta, c * tau) for c, w in zip(scales, weights, strict=True)]
+        out.append(likelihood.density(data, eta, tau, scales, weights)[0] - np.logaddexp.reduce(parts, axis=0))
+    return np.array(out), np.isin(np.arange(y.size), data.sharp)
 
 
 def main() -> None:
-    posterior = draws.read(sys.argv[1])
-    found = errors(posterior, int(sys.argv[2]) if len(sys.argv) > 2 else 20)
-    summed = found.sum(axis=1)
-    print(f"{posterior.path}: {found.shape[0]} draws of {found.shape[1]} measured cells")
-    print(f"worst error of one cell: {np.abs(found).max():.2g} (median {np.median(np.abs(found)):.2g})")
-    print(f"worst summed error of one draw: {np.abs(summed).max():.2g}")
-    print(f"standard deviation of the summed error between draws: {summed.std():.2g}")
+    posterior = draws.read(sys.argv[1] if len(sys.argv) > 1 else None)
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    print(f"{posterior.path}: {count} draws")
+    heads = ("scatter", "cells", "number", "worst cell", "median cell", "worst sum of a draw",
+             "sd of that sum between draws")  # fmt: skip
+    print(f"| {' | '.join(heads)} |")
+    print("|---|---|---|---|---|---|---|")
+    for tails in likelihood.TAILS:
+        found, sharp = errors(posterior, tails, count)
+        for name, which in (("sharp", sharp), ("blunt", ~sharp), ("all", sharp | True)):
+            some = found[:, which]
+            total = some.sum(axis=1)
+            print(f"| {tails} | {name} | {which.sum()} | {np.abs(some).max():.2g} | {np.median(np.abs(some)):.1g} | "
+                  f"{np.abs(total).max():.2g} | {total.std():.2g} |")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -341,3 +341,41 @@ def test_a_file_from_before_seeds_were_kept_is_refused_in_one_sentence(tmp_path)
     files.write_netcdf(measured().drop_vars(["calibration_seed", "format"]), path)
     with pytest.raises(BadInput, match=r"old.nc lacks calibration_seed: measure it again\.$"):
         sources.read_cells(str(path))
+
+
+def test_a_cell_that_stands_twice_is_refused_and_a_second_measurement_is_not(table):
+    made = cells.from_table(table, SOURCE)
+    twice = xr.concat([made, made.isel(cell=[1])], "cell")
+    with pytest.raises(BadInput, match=r"A-1B.* with rtn stands twice .* same QiD: leave one out") as caught:
+        cells.check(twice)
+    assert "\n" not in str(caught.value)
+    other = made.isel(cell=[1]).assign(qid=made["qid"][[1]] * 1.1)
+    assert cells.check(xr.concat([made, other], "cell")).sizes["cell"] == 4
+
+
+def test_data_without_any_degradation_are_refused(table):
+    made = cells.from_table(table, SOURCE)
+    flipped = made.assign(qid=-abs(made["qid"]), censored=made["censored"] & False)
+    with pytest.raises(BadInput, match="No QiD is above zero.*check the sign"):
+        cells.check(flipped)
+    # one that diverged is degradation enough
+    assert cells.check(made.assign(qid=-abs(made["qid"])))["censored"].any()
+
+
+def test_undisclosed_tokens_pass_only_where_they_are_latent(table):
+    made = cells.from_table(table, SOURCE)
+    silent = made.assign_coords(train_tokens=made["train_tokens"].where(made["bits"] != 3))
+    with pytest.raises(BadInput, match="train_tokens of A-1B"):
+        cells.check(silent)
+    assert cells.check(silent, latent_tokens=True) is silent
+    with pytest.raises(BadInput, match="train_tokens of .* is 0"):
+        cells.check(made.assign_coords(train_tokens=made["train_tokens"] * 0), latent_tokens=True)
+
+
+def test_what_the_cells_cannot_say_is_warned_of(table):
+    made = cells.from_table(table, SOURCE)
+    assert cells.warnings_of(made) == ["All cells have the same training tokens, so beta is the prior's."]
+    varied = made.assign_coords(train_tokens=("cell", [1e11, 2e11, 3e11]))
+    assert cells.warnings_of(varied) == []
+    one_width = varied.assign_coords(effective_bits=("cell", [3.0, 3.125, 3.25]))
+    assert [text[:29] for text in cells.warnings_of(one_width)] == ["All cells are at about 3 bits"]

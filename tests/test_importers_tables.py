@@ -159,3 +159,37 @@ def test_an_unknown_model_is_answered_with_close_ones():
         tables.lookup_model("LLaMA-4-8B")
     with pytest.raises(BadInput, match="No model 'zzz'"):
         tables.lookup_model("zzz")
+
+
+EXTRA = """family,model,method,bits,group_size,ppl_fp,ppl_q,n_params_nonembedding,train_tokens,vocab_size
+one,A-1B,GPTQ,4,128,10.000,11.000,1e9,3e11,50000
+two,B-7B,GPTQ,4,128,6.000,6.100,6.5e9,,32000
+two,B-7B,GPTQ,8,128,6.000,6.001,6.5e9,,32000
+"""
+
+
+def test_rows_of_undisclosed_tokens_are_kept_where_asked_but_for_their_other_faults(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(EXTRA)
+    plain = tables.read_table(path)
+    assert plain["default"].tolist() == [True, False, False]
+    kept = tables.with_extras(plain, ["latent-tokens"])
+    assert kept["default"].tolist() == [True, True, False]
+    assert kept["train_tokens"].isna().tolist() == [False, True, True]
+    assert "bits" in kept["default_reason"][2]
+    # the table given is not changed, and without the extra nothing is
+    assert plain["default"].tolist() == [True, False, False]
+    assert tables.with_extras(plain, []).equals(plain)
+
+
+def test_unique_tokens_replace_repeated_ones_where_the_table_has_them(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(EXTRA)
+    plain = tables.read_table(path)
+    told = plain.assign(unique_tokens=[1.8e11, math.nan, 1e11])
+    unique = tables.with_extras(told, ["unique-tokens"])
+    assert unique["train_tokens"][0] == 1.8e11
+    # tokens that are not disclosed stay so
+    assert unique["train_tokens"].isna().tolist() == [False, True, True]
+    assert tables.with_extras(told, [])["train_tokens"][0] == 3e11
+    assert tables.with_extras(plain, ["unique-tokens"])["train_tokens"][0] == 3e11

@@ -214,3 +214,61 @@ def test_bad_priors_are_refused_in_one_sentence(name, priors, why):
 def test_an_unknown_law_lists_the_known_ones():
     with pytest.raises(BadInput, match="boxcox, ouyang, kumar"):
         laws.get("chinchilla")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [(("newton",), "no law 'newton'"), (("boxcox", "time"), "no drivers 'time': choose one of both, tokens, phase"),
+     (("boxcox", "both", ["cauchy"]), "no extra 'cauchy': choose among student-t"),
+     (("curved", "both", ["latent-tokens"]), "curved is not linear in ln D")],
+)  # fmt: skip
+def test_a_variant_that_is_not_known_is_refused_in_one_sentence(arguments, why):
+    with pytest.raises(BadInput, match=why) as caught:
+        laws.variant(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", laws.LAWS)
+def test_drivers_leave_out_what_the_other_one_does(name):
+    both, tokens, phase = (laws.variant(name, drivers) for drivers in laws.DRIVERS)
+    assert both == laws.get(name)
+    assert tokens.terms == both.terms
+    assert not [c.name for c in tokens.covariates if "undecayed" in c.name]
+    assert len(both.covariates) - len(tokens.covariates) == 2
+    # without tokens nothing at all may depend on D
+    assert "beta" not in phase.term_names
+    columns = {"n_params_nonembedding": np.array([1e9, 1e9]), "train_tokens": np.array([1e11, 7e12]),
+               "effective_bits": np.array([3.0, 3.0]), "per_channel": np.array([True, True]),
+               "eval_dataset": np.array(["c4", "c4"]), "ctx_len": np.array([512.0, 512.0]),
+               "lr_phase": np.array(["constant", "constant"])}  # fmt: skip
+    for item in (*phase.terms, *phase.covariates, *phase.effects):
+        values = laws.factor(item.factor, columns, 0.5)
+        assert values[0] == values[1], item.name
+    assert any(c.name == "undecayed" for c in phase.covariates)
+
+
+def test_extras_add_what_they_say_and_are_kept_in_order_without_repeats():
+    law = laws.variant("boxcox", "both", ["loss", "student-t", "loss", "vocabulary", "latent-tokens"])
+    assert law.extras == ("loss", "student-t", "vocabulary", "latent-tokens")
+    assert [c.name for c in law.covariates[-2:]] == ["loss", "vocabulary"]
+    assert law.tails == "student-t"
+    assert law.latent_tokens == (pytest.approx(math.log(4e12)), 0.8)
+    assert laws.variant("boxcox").latent_tokens is None
+    assert laws.variant("curved", "phase", ["latent-tokens"]).latent_tokens
+
+
+def test_bits_count_as_their_nearest_whole_width():
+    bits = np.array([1.95, 2.14, 2.51, 3.125, 4.5, 4.51, 9.0])
+    assert laws.width(bits).tolist() == ["2", "2", "3", "3", "4", "5", "8"]
+
+
+def test_an_unknown_vocabulary_counts_as_the_usual_one():
+    columns = {"vocab_size": np.array([np.nan, 50_000.0, 100_000.0])}
+    np.testing.assert_allclose(laws.factor("ln V", columns, 0.0), [0, 0, math.log(2)])
+
+
+def test_every_drivers_and_extra_is_described():
+    text = laws.describe(laws.get("boxcox"))
+    assert max(map(len, text.splitlines())) <= 80
+    for name in (*laws.DRIVERS, *laws.EXTRAS):
+        assert name in text

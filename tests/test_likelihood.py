@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import log_ndtr, logsumexp
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from bayesqid import likelihood
 
@@ -166,3 +167,117 @@ def test_anchors_stay_inside_the_range_whatever_the_data():
     above, below = (likelihood.saturate(math.exp(anchor[2] + step), 8.0) for step in (h, -h))
     slope = (above - below) / (2 * h)
     assert precision[2] == pytest.approx((slope / 0.01) ** 2, rel=1e-6)
+
+
+def sharp_cells(tau, far, size=16, seed=3):
+    """Cells of small relative error (0.3 to 3.5 %) that lie `far` widths from what the law expects, either side."""
+    rng = np.random.default_rng(seed)
+    headroom, v = rng.uniform(2, 11, size), rng.uniform(-5, -0.5, size)
+    seen = headroom * (1 - np.exp(-np.exp(v) / headroom))
+    s = np.exp(rng.uniform(math.log(0.003), math.log(0.035), size)) * seen
+    y = seen + s * rng.normal(size=size)
+    either = np.where(np.arange(size) % 2, 1, -1)
+    eta = np.log(likelihood.unsaturate(y, headroom)) + far * math.hypot(tau, 0.035) * either
+    return y, s, headroom, eta, np.full(size, tau)
+
+
+def mixed(y, s, headroom, eta, tau, tails):
+    """Log density under a mixture of normal scatters by dense quadrature, shape (n,)."""
+    parts = zip(*likelihood.TAILS[tails], strict=True)
+    each = [[math.log(w) + dense(*cell[:4], c * cell[4]) for cell in zip(y, s, headroom, eta, tau, strict=True)]
+            for c, w in parts]  # fmt: skip
+    return logsumexp(each, axis=0)
+
+
+# tails, tau, widths from the data, worst error of the log density: fourth moments and the square of the skewness are
+# left out, which matter where tau is as small as the relative error and the datum far out
+SHARP = [
+    ("normal", 0.05, 0, 2e-3), ("normal", 0.05, 2, 0.03), ("normal", 0.05, 3, 0.2), ("normal", 0.1, 2, 5e-3),
+    ("normal", 0.2, 2, 6e-4), ("normal", 0.2, 3, 5e-3), ("normal", 0.2, 10, 0.2), ("normal", 0.5, 3, 3e-4),
+    ("normal", 1.0, 10, 2e-3), ("student-t", 0.05, 3, 0.05), ("student-t", 0.05, 10, 0.02),
+    ("student-t", 0.2, 10, 1e-4), ("student-t", 0.5, 3, 3e-5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tails", "tau", "far", "error"), SHARP)
+def test_the_closed_form_of_sharp_cells_equals_dense_quadrature(tails, tau, far, error):
+    y, s, headroom, eta, taus = sharp_cells(tau, far)
+    data = likelihood.prepare(y, s, headroom, np.zeros(y.size, dtype=bool))
+    assert data.sharp.size == y.size
+    got = likelihood.density(data, eta, taus, *likelihood.TAILS[tails])[0]
+    np.testing.assert_allclose(got, mixed(y, s, headroom, eta, taus, tails), rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("tails", likelihood.TAILS)
+def test_density_of_all_kinds_of_cells_equals_dense_quadrature_in_the_cells_order(tails):
+    columns = [np.array(column) for column in zip(*typical(60, seed=5), strict=True)]
+    y, s, headroom, eta, tau = columns
+    tau = np.maximum(tau, 0.15)
+    censored = np.arange(60) % 7 == 0
+    data = likelihood.prepare(y, s, headroom, censored)
+    assert min(data.sharp.size, data.blunt.size, data.diverged.size) > 5
+    got = likelihood.density(data, eta, tau, *likelihood.TAILS[tails])[0]
+    keep = ~censored
+    want = mixed(y[keep], s[keep], headroom[keep], eta[keep], tau[keep], tails)
+    np.testing.assert_allclose(got[keep], want, rtol=0, atol=0.02)
+    scales, weights = likelihood.TAILS[tails]
+    z = (eta[censored] - likelihood.censoring_point(headroom[censored])) / tau[censored]
+    want = logsumexp(norm.logcdf(z[:, None] / scales), b=weights, axis=1)
+    np.testing.assert_allclose(got[censored], want, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("tails", likelihood.TAILS)
+@pytest.mark.parametrize("far", [0.5, 4.0])
+def test_derivatives_of_sharp_and_diverged_cells_are_those_of_the_value_itself(tails, far):
+    """The closed forms are differentiated as they stand, so differences of the value meet them to rounding."""
+    y, s, headroom, eta, tau = sharp_cells(0.2, far, size=40)
+    data = likelihood.prepare(y, s, headroom, np.arange(40) % 4 == 0)
+    assert data.blunt.size == 0
+
+    def value(e=0.0, t=0.0):
+        return likelihood.density(data, eta + e, tau + t, *likelihood.TAILS[tails])
+
+    _, first, second, in_tau = value()
+    h = 1e-5
+    np.testing.assert_allclose(first, (value(h)[0] - value(-h)[0]) / (2 * h), rtol=1e-6, atol=1e-6)
+    # ten widths below the point of divergence 1e-7 of the tail's series are left out, and z^2 times that here
+    np.testing.assert_allclose(second, (value(h)[1] - value(-h)[1]) / (2 * h), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(in_tau, (value(t=h)[0] - value(t=-h)[0]) / (2 * h), rtol=1e-6, atol=1e-6)
+
+
+def test_moments_of_a_datum_are_those_of_its_likelihood_in_log_units():
+    y, s, headroom, *_ = sharp_cells(0.2, 0)
+    got = np.array(likelihood.moments(y, s, headroom))
+    for i in range(y.size):
+        mode, precision = likelihood.anchors(y[i], s[i], headroom[i])
+        v = mode + np.linspace(-12, 12, POINTS) / math.sqrt(precision)
+        weight = norm.pdf(y[i], headroom[i] * (1 - np.exp(-np.exp(v) / headroom[i])), s[i])
+        mass = np.trapezoid(weight, v)
+        mean = np.trapezoid(weight * v, v) / mass
+        variance, skew = (np.trapezoid(weight * (v - mean) ** k, v) / mass for k in (2, 3))
+        np.testing.assert_allclose(got[[0, 1, 3], i], [mean, variance, math.log(mass)], rtol=1e-6)
+        assert got[2, i] == pytest.approx(skew, rel=1e-3, abs=1e-4 * variance**1.5)
+
+
+def test_student_t_tails_are_student_t():
+    """Log density of the mixture of normals within 0.014 up to 10 scales, which 99.98 % of the scatter are."""
+    scales, weights = likelihood.TAILS["student-t"]
+    assert weights.sum() == pytest.approx(1, abs=1e-6)
+    x = np.linspace(-10, 10, 4001)
+    got = np.log(norm.pdf(x[:, None] / scales) / scales @ weights)
+    assert np.abs(got - student.logpdf(x, 5)).max() < 0.014
+    assert weights @ scales**2 == pytest.approx(5 / 3, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("tails", "variance", "beyond"), [("normal", 1.0, norm.sf(3)), ("student-t", 1.654, student.sf(3, 5))]
+)
+def test_drawn_scatter_has_the_variance_and_tails_of_its_name(tails, variance, beyond):
+    many, tau = 200_000, np.array([0.3, 2.0])
+    draws = likelihood.draw_scatter(np.random.default_rng(0), np.broadcast_to(tau, (many, 2)), tails) / tau
+    assert draws.shape == (many, 2)
+    # four standard errors; the mixture's kurtosis is 7
+    np.testing.assert_allclose(draws.var(axis=0), variance, rtol=4 * math.sqrt(6 / many))
+    np.testing.assert_allclose(draws.mean(axis=0), 0, atol=4 * math.sqrt(variance / many))
+    np.testing.assert_allclose((draws > 3).mean(axis=0), beyond, atol=4 * math.sqrt(beyond / many) + 2e-4)
+    assert abs(np.corrcoef(draws.T)[0, 1]) < 4 / math.sqrt(many)

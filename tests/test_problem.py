@@ -14,6 +14,12 @@ def eta_of(p, b, lam):
     return (p.weights(lam) * b[p.index]).sum(axis=1)
 
 
+def natural_of(p, draws, lam):
+    """Spreads and scatters of one."""
+    ones = np.ones((1, draws, len(p.spread_names))), np.ones((1, draws, len(p.generations)))
+    return hyper.Hyper(*ones, np.full((1, draws), lam), np.zeros((1, draws, len(p.latent_names))))
+
+
 @pytest.mark.parametrize("law", laws.LAWS.values(), ids=lambda law: law.name)
 def test_without_effects_eta_is_the_law_of_the_family(law):
     cells = simulate.grid()
@@ -24,7 +30,7 @@ def test_without_effects_eta_is_the_law_of_the_family(law):
         b[p.block(f"mu {term.name}").where] = term.mean
         b[p.block(f"family {term.name}").where] = rng.normal(size=6) * term.spread
     lam = 0.3 if isinstance(law.lam, tuple) else law.lam
-    natural = hyper.Hyper(np.ones((1, 1, len(p.spread_names))), np.ones((1, 1, 2)), np.full((1, 1), lam))
+    natural = natural_of(p, 1, lam)
     named = posterior.named(p, b[None, None], natural)
     theta = {t: named[t].sel(family=cells["family"]).to_numpy()[0, 0] for t in law.term_names}
     expected = laws.log_qid(cells["n_params_nonembedding"].to_numpy(), cells["train_tokens"].to_numpy(),
@@ -92,7 +98,7 @@ def test_an_effect_that_splits_the_cells_as_an_earlier_one_is_left_to_it():
     assert p.block("method_level") is None
     assert p.block("source_level") is None
     assert p.block("method_slope") is None
-    natural = hyper.Hyper(np.ones((1, 500, len(p.spread_names))), np.ones((1, 500, 2)), np.full((1, 500), 0.5))
+    natural = natural_of(p, 500, 0.5)
     named = posterior.named(p, np.zeros((1, 500, p.size)), natural)
     assert float(abs(named["method_level"]).max()) == 0
     spread = named["spread"].sel(effect="source_level")

@@ -1,15 +1,12 @@
-"""Long tests: fuzzed input, calibration of the intervals. Kills are in test_soak_kills.py."""
+"""Long tests: fuzzed input. Kills are in test_soak_kills.py, calibration of the intervals in test_calibration.py."""
 
 import contextlib
-import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +19,6 @@ from bayesqid.measure.lock import Entry
 
 pytestmark = pytest.mark.soak
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = bundled.models_dir()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -210,40 +206,3 @@ def test_corrupt_netcdf(tmp_path, kind, name, count):
         assert done.returncode == 0 or done.returncode < 0, done.stderr
         first = int(begun[-1]) + 1
     assert not escaped, "\n".join(escaped)
-
-
-# Calibration
-
-
-def benchmark():
-    """benchmarks/calibration.py as a module."""
-    spec = importlib.util.spec_from_file_location("calibration", ROOT / "benchmarks" / "calibration.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="no checkout of the repository")
-def test_intervals_cover_what_they_claim():
-    """Stored refits and a few fresh ones: 90 % intervals within three clustered standard errors of 90 %."""
-    calibration = benchmark()
-    stored = ROOT / "benchmarks" / "calibration.jsonl"
-    results = [json.loads(line) for line in stored.read_text().splitlines()] if stored.is_file() else []
-    fresh = [calibration.refit(seed) for seed in range(5000, 5003 if len(results) >= 30 else 5030)]
-    if results:
-        # today's code gives what stands in the file
-        again = calibration.refit(results[0]["seed"])
-        assert again["cells"] == results[0]["cells"]
-        assert again["lam"] == pytest.approx(results[0]["lam"], rel=1e-9)
-    print(calibration.table(results + fresh))
-    for kind in ("mu ", "family "):
-        groups = [
-            sum((covers for name, covers in one["covered"].items() if name.startswith(kind)), [])
-            for one in results + fresh
-        ]
-        share, error, count = calibration.clustered(groups)
-        assert count >= 100
-        assert abs(share - calibration.MASS) < 3 * error, f"{kind}: {share:.3f} of {count}, error {error:.3f}"
-    assert np.median([one["importance_ess"] for one in results + fresh]) > 100

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKED = (
     "torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "click",  # not among the dependencies
-    "pymc", "pytensor", "nutpie", "numba", "arviz", "arviz_stats", "matplotlib",  # not needed for an answer
+    # not needed for an answer
+    "pymc", "pytensor", "nutpie", "numba", "numpyro", "jax", "arviz", "arviz_stats", "matplotlib",
 )  # fmt: skip
 # Stands in for an environment without the heavy packages: importing one fails as if it were not installed
 CALL = f"""

@@ -1,6 +1,7 @@
 """Cells: the long form that inference reads, one row per (checkpoint, recipe, evaluation), whatever its origin."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -200,6 +201,16 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
     return build({name: values[keep] for name, values in columns.items()}, excluded, [dict(source)])
 
 
+def from_file(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
+    """Cells of a file of cells, with their source; `BadInput` names what the file lacks."""
+    needed = (*TEXTS, *NUMBERS, *FLAGS, *(name for name in VALUES if name != "calibration_sd"))
+    absent = [name for name in needed if name not in data.variables]
+    absent += [] if "excluded" in data.attrs else ["excluded"]
+    if absent:
+        raise BadInput(f"{source['name']} lacks {absent[0]}: make it again.")
+    return data.assign_attrs(sources=json.dumps([dict(source)]))
+
+
 def join(parts: list[xr.Dataset]) -> xr.Dataset:
     """All cells of several sets one after another; exclusions add up; `BadInput` if a checkpoint occurs twice.
 
@@ -224,18 +235,43 @@ def join(parts: list[xr.Dataset]) -> xr.Dataset:
     return joined
 
 
-def check(cells: xr.Dataset) -> xr.Dataset:
-    """The same cells if inference can use them; `BadInput` names what is not a positive finite number."""
+def check(cells: xr.Dataset, latent_tokens: bool = False) -> xr.Dataset:
+    """The same cells if inference can use them; `BadInput` names what is not a positive finite number.
+
+    Training tokens may be missing where they are `latent_tokens`. Cells that repeat each other are refused, and data
+    without a single QiD above zero, which no law in ln QiD can follow.
+    """
     if cells.attrs.get("schema") != SCHEMA:
         raise BadInput(f"The data have schema {cells.attrs.get('schema')!r}, not {SCHEMA}: make the file again.")
     if cells.sizes["cell"] == 0:
         raise BadInput("No cell is left after the exclusions: measure or import some first.")
     for name in ("n_params_nonembedding", "train_tokens", "effective_bits", "qid_se", "headroom", "ctx_len"):
-        bad = np.flatnonzero(~(cells[name].to_numpy() > 0) | ~np.isfinite(cells[name].to_numpy()))
+        values = cells[name].to_numpy()
+        unknown = np.isnan(values) & (latent_tokens and name == "train_tokens")
+        bad = np.flatnonzero((~(values > 0) | ~np.isfinite(values)) & ~unknown)
         if bad.size:
             where = f"{cells['checkpoint'].to_numpy()[bad[0]]} ({cells['quantizer'].to_numpy()[bad[0]]})"
             raise BadInput(f"{name} of {where} is {cells[name].to_numpy()[bad[0]]}: give a number above zero.")
     bad = np.flatnonzero(~np.isfinite(cells["qid"].to_numpy()) & ~cells["censored"].to_numpy())
     if bad.size:
         raise BadInput(f"qid of {cells['checkpoint'].to_numpy()[bad[0]]} is not a finite number: leave the row out.")
+    if not ((cells["qid"].to_numpy() > 0) | cells["censored"].to_numpy()).any():
+        raise BadInput("No QiD is above zero, so there is nothing to fit a law to: check the sign of the losses.")
+    names = ("checkpoint", "source", "quantizer", "group_size", "effective_bits", "eval_dataset", "ctx_len", "qid")
+    keys = list(zip(*(cells[name].to_numpy().astype(str) for name in names), strict=True))
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        model, _, quantizer, *_ = twice[0]
+        raise BadInput(f"{model} with {quantizer} stands twice among the cells, with the same QiD: leave one out.")
     return cells
+
+
+def warnings_of(cells: xr.Dataset) -> list[str]:
+    """What these cells cannot say, as sentences: where a fit is meaningful but a term is its prior."""
+    found = []
+    bits = np.unique(np.rint(cells["effective_bits"].to_numpy()))
+    if bits.size == 1:
+        found.append(f"All cells are at about {bits[0]:g} bits, so gamma and the bit scale are the prior's.")
+    if np.unique(cells["train_tokens"].to_numpy()).size == 1:
+        found.append("All cells have the same training tokens, so beta is the prior's.")
+    return found

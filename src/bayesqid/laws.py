@@ -10,7 +10,7 @@ nats per token of a model of 1e9 parameters after 1e11 tokens at 3 bits.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from bayesqid.errors import BadInput
 
 PIVOT_PARAMS, PIVOT_TOKENS, PIVOT_BITS = 1e9, 1e11, 3.0
+PIVOT_VOCABULARY, PIVOT_LOSS = 50_000.0, 2.0
 REFERENCE_CONTEXT = 2048
 
 
@@ -31,6 +32,12 @@ def bit_scale(bits, lam):
     series = u + lam * u**2 / 2 + lam**2 * u**3 / 6
     safe = np.where(np.abs(lam) < 1e-4, 1.0, lam)
     return np.where(np.abs(lam) < 1e-4, series, np.expm1(safe * u) / safe)
+
+
+def crossed(columns: Mapping) -> dict[str, np.ndarray]:
+    """Coordinates that effects refer to and that follow from others, as text, shape (cell,)."""
+    pairs = zip(columns["family"].astype(str), columns["generation"].astype(str), strict=True)
+    return {"width": width(columns["effective_bits"]), "family_generation": np.array([f"{a} | {b}" for a, b in pairs])}
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,10 @@ class Law:
     """A named set of terms, covariates and effects with its exponent of the bit scale, source and constants.
 
     `lam` is a number where the law fixes the exponent, else the (mean, sd) of its normal prior. `scatter` is the
-    scale of the half-normal prior of the residual scatter of ln QiD. `published` holds the constants that the
-    sources print, in the units of their own formulas.
+    scale of the half-normal prior of the residual scatter of ln QiD, `tails` its shape (`likelihood.TAILS`).
+    `published` holds the constants that the sources print, in the units of their own formulas. `latent_tokens` is the
+    (mean, sd) of the normal prior of ln D of models whose tokens are not disclosed, None where such cells stay out.
+    `drivers` and `extras` say which variant of the law it is.
     """
 
     name: str
@@ -90,6 +99,10 @@ class Law:
     covariates: tuple[Covariate, ...] = ()
     effects: tuple[Effect, ...] = ()
     scatter: float = 0.4
+    tails: str = "normal"
+    latent_tokens: tuple[float, float] | None = None
+    drivers: str = "both"
+    extras: tuple[str, ...] = ()
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -109,7 +122,18 @@ FACTORS = {
     "ptb": lambda c: np.char.startswith(c["eval_dataset"].astype(str), "ptb").astype(float),
     "ln context": lambda c: np.log(c["ctx_len"] / REFERENCE_CONTEXT),
     "undecayed": lambda c: np.isin(c["lr_phase"].astype(str), ["constant", "decaying"]).astype(float),
+    "undecayed x_D": lambda c: FACTORS["undecayed"](c) * FACTORS["x_D"](c),
+    "x_N^2": lambda c: FACTORS["-x_N"](c) ** 2,
+    "x_D^2": lambda c: FACTORS["x_D"](c) ** 2,
+    "x_N x_D": lambda c: -FACTORS["-x_N"](c) * FACTORS["x_D"](c),
+    "ln V": lambda c: np.nan_to_num(np.log(c["vocab_size"] / PIVOT_VOCABULARY)),
+    "ln loss": lambda c: np.log(c["loss16"] / PIVOT_LOSS),
 }
+
+
+def width(bits) -> np.ndarray:
+    """The whole number of bits that a recipe's effective bits count as, as text."""
+    return np.clip(np.rint(bits), 2, 8).astype(int).astype(str)
 
 
 def factor(name: str, columns: Mapping[str, np.ndarray], lam: float) -> np.ndarray:
@@ -141,6 +165,14 @@ _COVARIATES = (
     Covariate("context", "ln context", 0.0, 0.2, "doubling the context changes QiD by less than 26 % (90 %)"),
     Covariate("undecayed", "undecayed", 0.0, 0.5,
               "a checkpoint before the end of learning-rate decay differs by a factor under 2.3 (90 %)"),
+    Covariate("undecayed_slope", "undecayed x_D", 0.0, 0.15,
+              "and its tokens exponent by less than 0.25 (90 %)"),
+)
+# extrapolation slack of the law `curved`: 0.02 bends a tenfold exponent by 0.2 over a factor of e^5 = 150
+_CURVATURE = (
+    Covariate("bend_params", "x_N^2", 0.0, 0.02, "alpha may change by 0.15 over a factor of 100 in N (90 %)"),
+    Covariate("bend_tokens", "x_D^2", 0.0, 0.02, "beta may change by 0.3 over a factor of 100 in D (90 %)"),
+    Covariate("bend_both", "x_N x_D", 0.0, 0.02, "and by half as much over a factor of 100 in the other (90 %)"),
 )
 
 _EFFECTS = (
@@ -151,6 +183,13 @@ _EFFECTS = (
     Effect("method_slope", "quantizer", "-x_P", 0.7, "and by about 0.7 in gamma"),
     Effect("checkpoint_level", "checkpoint", "1", 0.4, "all recipes of one checkpoint share a deviation of about 40 %"),
     Effect("source_level", "source_method", "1", 0.3, "one method in one source shares a deviation of about 30 %"),
+)
+
+# one law per bit width, partially pooled: Ouyang et al.'s own Table 1 follows other constants at each
+_WIDTHS = (
+    Effect("width_level", "width", "1", 0.3, "bit widths deviate from the common scale of bits by about 30 %"),
+    Effect("width_alpha", "width", "-x_N", 0.1, "and by about 0.1 in alpha"),
+    Effect("width_beta", "width", "x_D", 0.1, "and by about 0.1 in beta"),
 )
 
 _OUYANG = {
@@ -172,8 +211,60 @@ LAWS: dict[str, Law] = {
             "Ouyang et al. 2024, arXiv 2411.17691, Eq. 8", _OUYANG, _TERMS, _COVARIATES, _EFFECTS),
         Law("kumar", "QiD = C_T D^gamma_D / N^gamma_N exp(-P / gamma_post)", 1.0,
             "Kumar et al. 2024, arXiv 2411.04330, Eq. 2 and Table 2", _KUMAR, _TERMS, _COVARIATES, _EFFECTS),
+        Law("per-bit", "ln QiD = log_k_P - alpha_P x_N + beta_P x_D, partially pooled over bit widths P about boxcox",
+            (0.5, 0.3), "Ouyang et al. 2024, arXiv 2411.17691, Table 1, where each bit width has constants of its own",
+            _OUYANG, _TERMS, _COVARIATES, (*_EFFECTS, *_WIDTHS)),
+        Law("curved", "boxcox + c_N x_N^2 + c_D x_D^2 + c_ND x_N x_D", (0.5, 0.3),
+            "Box-Cox with small quadratic terms as slack for extrapolation",
+            {}, _TERMS, (*_COVARIATES, *_CURVATURE), _EFFECTS),
     )
 }  # fmt: skip
+
+DRIVERS = {
+    "both": "tokens and learning-rate decay",
+    "tokens": "tokens alone",
+    "phase": "learning-rate decay alone",
+}
+# name -> what is done, in words
+EXTRAS = {
+    "student-t": "residual scatter with Student-t tails, 5 degrees of freedom",
+    "vocabulary": "ln of the vocabulary's size as a covariate",
+    "loss": "ln of the baseline's loss as a covariate",
+    "latent-tokens": "models of undisclosed tokens are fitted too, ln D ~ Normal(ln 4e12, 0.8)",
+    "unique-tokens": "D counts unique tokens where a source says how many (OPT: 180B of 300B)",
+}
+_LATENT_TOKENS = (math.log(4e12), 0.8)
+_EXTRA_COVARIATES = {
+    "vocabulary": Covariate("vocabulary", "ln V", 0.0, 0.3, "twice the vocabulary changes QiD by under 40 % (90 %)"),
+    "loss": Covariate("loss", "ln loss", 0.0, 1.0, "one per cent more loss changes QiD by under 1.6 per cent (90 %)"),
+}
+
+
+def variant(name: str, drivers: str = "both", extras: Iterable[str] = ()) -> Law:
+    """The law of that name with what drives QiD in training (`DRIVERS`) and with extra assumptions (`EXTRAS`).
+
+    Without tokens there is no term beta; without decay no covariate of it. `BadInput` for what is not known.
+    """
+    law, extras = get(name), tuple(dict.fromkeys(extras))
+    if drivers not in DRIVERS:
+        raise BadInput(f"There are no drivers {drivers!r}: choose one of {', '.join(DRIVERS)}.")
+    for extra in extras:
+        if extra not in EXTRAS:
+            raise BadInput(f"There is no extra {extra!r}: choose among {', '.join(EXTRAS)}.")
+    terms, covariates, effects = law.terms, law.covariates, law.effects
+    if drivers == "tokens":
+        covariates = tuple(c for c in covariates if not c.factor.startswith("undecayed"))
+    if drivers == "phase":
+        terms = tuple(t for t in terms if t.factor != "x_D")
+        covariates = tuple(c for c in covariates if "x_D" not in c.factor)
+        effects = tuple(e for e in effects if e.factor != "x_D")
+    covariates = (*covariates, *(_EXTRA_COVARIATES[extra] for extra in extras if extra in _EXTRA_COVARIATES))
+    latent = _LATENT_TOKENS if "latent-tokens" in extras else None
+    if latent and any(c.factor == "x_D^2" for c in covariates):
+        raise BadInput(f"Law {name} is not linear in ln D, which latent-tokens needs: leave one of the two.")
+    tails = "student-t" if "student-t" in extras else law.tails
+    return replace(law, terms=terms, covariates=covariates, effects=effects, tails=tails, latent_tokens=latent,
+                   drivers=drivers, extras=extras)  # fmt: skip
 
 
 def get(name: str) -> Law:
@@ -269,9 +360,12 @@ def describe(law: Law) -> str:
     lines += [item(f"{c.name} ~ Normal({c.mean:g}, {c.sd:g})", c.sentence) for c in law.covariates]
     lines += ["  Effects, one deviation per level"]
     lines += [item(f"{e.name} by {e.by}, spread ~ HalfNormal({e.spread:g})", e.sentence) for e in law.effects]
-    lines.append(item(f"scatter ~ HalfNormal({law.scatter:g}) per generation", "multiplicative, of single cells"))
+    lines.append(item(f"scatter ~ HalfNormal({law.scatter:g}) per generation",
+                      f"multiplicative, of single cells, {law.tails}"))  # fmt: skip
     if law.published:
         lines += ["  Published constants, in the units of the source"]
         for key, values in law.published.items():
             lines.append(item(key, ", ".join(f"{name} = {value:g}" for name, value in values.items())))
+    lines += ["  On request: --drivers " + ", ".join(DRIVERS) + "; --with"]
+    lines += [item(name, words) for name, words in EXTRAS.items()]
     return "\n".join(lines)

@@ -81,8 +81,12 @@ def published_qid(name: str, params: float, tokens: np.ndarray, bits: float) -> 
 
 def published_slopes() -> list[dict]:
     """Exponents alpha, beta, gamma at 3 bits that the sources print; gamma None for a set that fixes the bits."""
-    rows = []
+    rows, listed = [], []
     for law in laws.LAWS.values():
+        # one source's constants are held by each of the laws that it has given rise to
+        if law.published in listed:
+            continue
+        listed.append(law.published)
         for constants in law.published:
             found = laws.published_constants(law.name, constants)
             gamma = found["gamma"] if found["gamma"] else None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,7 +23,13 @@ IDENTIFIED = 0.2
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked about: a model (family None: a new one), its N and D, and the recipe as the law sees it."""
+    """What is asked about: a model (family None: a new one), its N and D, and the recipe as the law sees it.
+
+    `checkpoint` and `source_method` name levels: a fitted one's own deviation is used, targets that name the same
+    new one share its draw. Without a name a checkpoint is told by family, N and D, and every target has a source of
+    its own.
+    `qid_se`, `vocab_size`, `loss16`, `headroom` are those of a measurement; None: as of the fitted models of its size.
+    """
 
     family: str | None
     params: float
@@ -34,6 +41,12 @@ class Target:
     lr_phase: str = "annealed"
     eval_dataset: str = "wikitext2"
     context: float = laws.REFERENCE_CONTEXT
+    checkpoint: str | None = None
+    source_method: str | None = None
+    qid_se: float | None = None
+    vocab_size: float | None = None
+    loss16: float | None = None
+    headroom: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Posterior:
     @property
     def law(self) -> laws.Law:
         """The law that was fitted."""
-        return laws.get(self.tree.attrs["law"])
+        return law_of(self.tree)
 
     @property
     def checks(self) -> dict[str, bool]:
@@ -70,6 +83,12 @@ class Posterior:
     def size(self) -> int:
         """Number of draws."""
         return self.sample.sizes["draw"]
+
+
+def law_of(tree: xr.DataTree) -> laws.Law:
+    """The law, with its drivers and extras, of a posterior file."""
+    extras = [extra for extra in tree.attrs.get("extras", "").split(",") if extra]
+    return laws.variant(tree.attrs["law"], tree.attrs.get("drivers", "both"), extras)
 
 
 def locate(path: str | None) -> tuple[Path, str]:
@@ -101,7 +120,7 @@ def read(path: str | None = None) -> Posterior:
 
 def _whole(tree: xr.DataTree) -> bool:
     """Whether the draws are finite numbers under the law's own labels, and the cells usable; netCDF has no checksum."""
-    law, sample = laws.get(tree.attrs["law"]), tree["posterior"].to_dataset()
+    law, sample = law_of(tree), tree["posterior"].to_dataset()
     cells.check(tree["cells"].to_dataset())
     labels = {"term": law.term_names, "covariate_name": [c.name for c in law.covariates],
               "effect": [e.name for e in law.effects]}  # fmt: skip
@@ -148,9 +167,9 @@ def require_method(posterior: Posterior, method: str) -> str:
     raise BadInput(f"The quantizer {method!r} is not known: fitted are {known}.")
 
 
-def columns(targets: Sequence[Target]) -> dict[str, np.ndarray]:
-    """Targets as the columns that `laws.factor` reads."""
-    return {
+def columns(posterior: Posterior | None, targets: Sequence[Target]) -> dict[str, np.ndarray]:
+    """Targets as the columns that `laws.factor` reads; without a posterior, vocabulary and loss not given are NaN."""
+    out = {
         "n_params_nonembedding": np.array([t.params for t in targets], dtype=float),
         "train_tokens": np.array([t.tokens for t in targets], dtype=float),
         "effective_bits": np.array([t.effective_bits for t in targets], dtype=float),
@@ -159,6 +178,12 @@ def columns(targets: Sequence[Target]) -> dict[str, np.ndarray]:
         "ctx_len": np.array([t.context for t in targets], dtype=float),
         "lr_phase": np.array([t.lr_phase for t in targets]),
     }
+    for name in ("vocab_size", "loss16"):
+        known = [getattr(t, name) for t in targets]
+        out[name] = np.array([value if value is not None else np.nan if posterior is None
+                              else nearest(posterior, t.params, name)
+                              for t, value in zip(targets, known, strict=True)], dtype=float)  # fmt: skip
+    return out
 
 
 def family_terms(posterior: Posterior, family: str | None, rng: np.random.Generator) -> np.ndarray:
@@ -176,17 +201,45 @@ def family_terms(posterior: Posterior, family: str | None, rng: np.random.Genera
         center = posterior.tree["constant_data"]
         slot = {term.factor: number for number, term in enumerate(posterior.law.terms)}
         own[:, slot["1"]] += own[:, slot["-x_N"]] * np.median(center["center_x_N"])
-        own[:, slot["1"]] -= own[:, slot["x_D"]] * np.median(center["center_x_D"])
+        if "x_D" in slot:
+            own[:, slot["1"]] -= own[:, slot["x_D"]] * np.median(center["center_x_D"])
     return mu + own
 
 
-def _effect(posterior: Posterior, name: str, level: str, rng: np.random.Generator) -> np.ndarray:
-    """Draws of one effect at one level; an unseen level is drawn from its population."""
-    effect = posterior.sample[name]
-    by = next(e.by for e in posterior.law.effects if e.name == name)
-    if level in effect[by].values:
-        return effect.sel({by: level}).to_numpy()
-    return posterior.sample["spread"].sel(effect=name).to_numpy() * rng.normal(size=posterior.size)
+def deviations(posterior: Posterior, by: str, level: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Factor -> draws of the deviation of one level of a coordinate, at the pivot; an unseen level's are drawn."""
+    own = [effect for effect in posterior.law.effects if effect.by == by]
+    if isinstance(level, str) and level in posterior.sample[by].values:
+        return {effect.factor: posterior.sample[effect.name].sel({by: level}).to_numpy() for effect in own}
+    spread = posterior.sample["spread"]
+    drawn = {e.factor: spread.sel(effect=e.name).to_numpy() * rng.normal(size=posterior.size) for e in own}
+    # slopes turn about the centre of the data, as those of the fitted levels do
+    for factor, center, sign in (("-x_N", "overall_x_N", 1), ("x_D", "overall_x_D", -1)):
+        if factor in drawn:
+            drawn["1"] = drawn["1"] + sign * drawn[factor] * float(posterior.tree["constant_data"].to_dataset()[center])
+    return drawn
+
+
+# coordinate -> level of a target, of the effects that belong to the law of a recipe
+RECIPE_LEVELS = {
+    "generation": lambda t: methods.generation(t.method),
+    "quantizer": lambda t: t.method,
+    "width": lambda t: str(laws.width(t.effective_bits)),
+    "family_generation": lambda t: f"{t.family} | {methods.generation(t.method)}",
+}
+
+
+def effects(
+    posterior: Posterior, by: str, levels: Sequence, factors: dict[str, np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
+    """Sum of all effects of a coordinate at every target's level, shape (draw, target); equal levels share draws."""
+    drawn = {level: deviations(posterior, by, level, rng) for level in dict.fromkeys(levels)}
+    out = np.zeros((posterior.size, len(levels)))
+    for effect in posterior.law.effects:
+        if effect.by == by:
+            values = np.stack([drawn[level][effect.factor] for level in levels], axis=1)
+            out = out + values * factors.get(effect.factor, 1.0)
+    return out
 
 
 def scatter(posterior: Posterior, generation: str, rng: np.random.Generator) -> np.ndarray:
@@ -206,8 +259,9 @@ def log_law(posterior: Posterior, targets: Sequence[Target], rng: np.random.Gene
     """
     sample, law = posterior.sample, posterior.law
     lam = sample["lam"].to_numpy()[:, None]
-    data = columns(targets)
-    factors = {term.factor: laws.FACTORS[term.factor](data) for term in law.terms if term.factor != "-x_P"}
+    data = columns(posterior, targets)
+    names = {item.factor for item in (*law.terms, *law.effects)} - {"-x_P"}
+    factors = {name: laws.FACTORS[name](data) for name in names}
     factors["-x_P"] = -laws.bit_scale(data["effective_bits"], lam)
     families = {family: family_terms(posterior, family, rng) for family in dict.fromkeys(t.family for t in targets)}
     theta = np.stack([families[t.family] for t in targets], axis=1)
@@ -217,11 +271,9 @@ def log_law(posterior: Posterior, targets: Sequence[Target], rng: np.random.Gene
     for covariate in law.covariates:
         beta = sample["covariate"].sel(covariate_name=covariate.name).to_numpy()[:, None]
         out = out + beta * laws.factor(covariate.factor, data, 0.0)
-    for by, level_of in (("generation", methods.generation), ("quantizer", str)):
-        for effect in (e for e in law.effects if e.by == by):
-            levels = [level_of(t.method) for t in targets]
-            drawn = {level: _effect(posterior, effect.name, level, rng) for level in dict.fromkeys(levels)}
-            out = out + np.stack([drawn[level] for level in levels], axis=1) * factors[effect.factor]
+    for by, level_of in RECIPE_LEVELS.items():
+        if any(effect.by == by for effect in law.effects):
+            out = out + effects(posterior, by, [level_of(t) for t in targets], factors, rng)
     return out
 
 
@@ -231,9 +283,14 @@ def spread_of(posterior: Posterior, by: str) -> np.ndarray:
     return np.sqrt((posterior.sample["spread"].sel(effect=names) ** 2).sum("effect").to_numpy())
 
 
-def nearest_headroom(posterior: Posterior, params: float) -> float:
-    """Median ln(vocabulary) - loss of the tenth of the fitted cells that are nearest in ln N."""
+def nearest(posterior: Posterior, params: float, name: str) -> float:
+    """Median of a coordinate over the tenth of the fitted cells that are nearest in ln N."""
     cells = posterior.cells
     distance = np.abs(np.log(cells["n_params_nonembedding"].to_numpy() / params))
     near = np.argsort(distance, kind="stable")[: max(1, distance.size // 10)]
-    return float(np.median(cells["headroom"].to_numpy()[near]))
+    return float(np.nanmedian(cells[name].to_numpy()[near]))
+
+
+def nearest_headroom(posterior: Posterior, params: float) -> float:
+    """Median ln(vocabulary) - loss of the fitted cells that are nearest in ln N."""
+    return nearest(posterior, params, "headroom")

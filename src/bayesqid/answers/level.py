@@ -145,8 +145,15 @@ def is_censored(qid: float, headroom: float) -> bool:
     return qid > likelihood.LN10 or qid >= headroom
 
 
-def log_density(one: Observed, eta: np.ndarray, tau: np.ndarray, headroom: float) -> np.ndarray:
+def log_density(one: Observed, eta: np.ndarray, tau: np.ndarray, headroom: float, tails: str) -> np.ndarray:
     """Log density of one QiD at law values `eta` (draw, point) with scatter `tau` (draw,), scatter integrated out."""
+    scales, shares = likelihood.TAILS[tails]
+    parts = [np.log(share) + _normal_density(one, eta, scale * tau, headroom)
+             for scale, share in zip(scales, shares, strict=True)]  # fmt: skip
+    return parts[0] if len(parts) == 1 else np.logaddexp.reduce(parts, axis=0)
+
+
+def _normal_density(one: Observed, eta: np.ndarray, tau: np.ndarray, headroom: float) -> np.ndarray:
     if is_censored(one.qid, headroom):
         z = (eta - likelihood.censoring_point(headroom)) / tau[:, None]
         # log Phi is a loop over scalars, and its second derivative lies between -1 and 0: read it off knots instead
@@ -186,7 +193,7 @@ def likelihood_of_tokens(
         own = [i for i, t in enumerate(targets) if t.method == method]
         logs = np.zeros_like(grid)
         for i in own:
-            logs += log_density(qids[i], eta[:, i, None] + grid, tau[:, i], headroom)
+            logs += log_density(qids[i], eta[:, i, None] + grid, tau[:, i], headroom, posterior.law.tails)
         top = logs.max(axis=1)
         together = together * smooth(np.exp(logs - top[:, None]), step, source)
         level = level + top
@@ -211,6 +218,8 @@ def level(
     tokens per parameter); `density` is per unit of ln D over dim `tokens`; edge masses are those of the outer 1 % of
     the range of ln D, where the prior alone puts 0.01. `BadInput` for observations, bounds, family or method of no use.
     """
+    if "beta" not in posterior.law.term_names:
+        raise BadInput("This posterior's law has no effect of tokens (--drivers phase): sample one that has.")
     params = project.positive("params", params)
     lower, upper = checked_prior(tokens_prior)
     family = None if family is None else draws.require_family(posterior, family)

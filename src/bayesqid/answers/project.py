@@ -74,18 +74,21 @@ def qid_draws(
     rng = np.random.default_rng(seed)
     eta = draws.log_law(posterior, targets, rng)
     if band != "mean":
-        models = {(t.family, t.params, t.tokens): None for t in targets}
-        size = posterior.size
-        shared = {model: draws.spread_of(posterior, "checkpoint") * rng.normal(size=size) for model in models}
-        eta = eta + np.stack([shared[(t.family, t.params, t.tokens)] for t in targets], axis=1)
-        eta = eta + draws.spread_of(posterior, "source_method")[:, None] * rng.normal(size=eta.shape)
-        tau = [draws.scatter(posterior, methods.generation(t.method), rng) for t in targets]
-        eta = eta + np.stack(tau, axis=1) * rng.normal(size=eta.shape)
+        checkpoints = [t.checkpoint or (t.family, t.params, t.tokens) for t in targets]
+        sources = [t.source_method or number for number, t in enumerate(targets)]
+        for by, levels in (("checkpoint", checkpoints), ("source_method", sources)):
+            eta = eta + draws.effects(posterior, by, levels, {}, rng)
+        of = [methods.generation(t.method) for t in targets]
+        tau = {name: draws.scatter(posterior, name, rng) for name in dict.fromkeys(of) if name != "unknown"}
+        spread = np.stack([tau[name] if name in tau else draws.scatter(posterior, name, rng) for name in of], axis=1)
+        eta = eta + likelihood.draw_scatter(rng, spread, posterior.law.tails)
     raw = np.exp(np.minimum(eta, 50.0))
-    headroom = np.array([draws.nearest_headroom(posterior, t.params) for t in targets])
+    at = {size: draws.nearest_headroom(posterior, size) for size in {t.params for t in targets if t.headroom is None}}
+    headroom = np.array([at[t.params] if t.headroom is None else t.headroom for t in targets])
     seen = likelihood.saturate(raw, headroom)
     if band == "observed":
-        seen = seen + float(posterior.cells["qid_se"].median()) * rng.normal(size=seen.shape)
+        usual = float(posterior.cells["qid_se"].median())
+        seen = seen + np.array([usual if t.qid_se is None else t.qid_se for t in targets]) * rng.normal(size=seen.shape)
     return seen, raw / headroom
 
 
@@ -109,8 +112,11 @@ def extrapolation(posterior: Posterior, target: Target) -> dict:
 def informed(posterior: Posterior, family: str | None) -> bool:
     """Whether the data inform the tokens exponent that a target of this family rests on.
 
-    With independent families each rests on its own exponent, a new one on the prior; else on the population's.
+    With independent families each rests on its own exponent, a new one on the prior; else on the population's. A law
+    without tokens rests on none.
     """
+    if "beta" not in posterior.law.term_names:
+        return True
     if posterior.tree.attrs["model"] != "independent":
         return draws.contraction(posterior, "mu", "beta") >= draws.IDENTIFIED
     return family is not None and draws.contraction(posterior, "theta", "beta", family) >= draws.IDENTIFIED

@@ -7,7 +7,7 @@ import textwrap
 import typer
 from typer.exceptions import TyperException
 
-from bayesqid.cli import level, measure, project, report, sample, show
+from bayesqid.cli import compare, level, measure, project, report, sample, score, show, simulate
 from bayesqid.errors import BadInput
 
 app = typer.Typer(
@@ -16,9 +16,12 @@ app = typer.Typer(
 )  # fmt: skip
 app.command()(measure.measure)
 app.command()(sample.sample)
+app.command()(compare.compare)
 app.command()(project.project)
 app.command()(level.level)
+app.command()(score.score)
 app.command()(report.report)
+app.command()(simulate.simulate)
 app.add_typer(show.app, name="show")
 
 

@@ -2,6 +2,7 @@
 
 import textwrap
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +44,70 @@ def laws(
 
     chosen = list(table.LAWS.values()) if name is None else [table.get(name)]
     print("\n\n".join(table.describe(law) for law in chosen))
+
+
+@app.command()
+def priors(
+    law: Annotated[str, typer.Option(help="Law; see bayesqid show laws.")] = "boxcox",
+    prior: Annotated[Path | None, typer.Option(help="TOML file of priors, as for bayesqid sample.")] = None,
+    predictive: Annotated[bool, typer.Option("--predictive", help="What they imply before any data.")] = False,
+    params: Annotated[
+        float | None, typer.Option(help="Non-embedding parameters.", show_default="1B, 7B, 70B, 405B")
+    ] = None,
+    tokens: Annotated[float, typer.Option(help="Training tokens.", show_default="1e14")] = 1e14,
+    bits: Annotated[float | None, typer.Option(help="Bits per weight.", show_default="2, 3, 4")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show each prior in words and, with --predictive, the QiD that the priors alone imply."""
+    import json
+
+    from bayesqid import laws as table
+    from bayesqid.answers import draws, project, standing
+    from bayesqid.importers import sources
+    from bayesqid.inference import implied
+
+    shipped = table.get(law)
+    chosen = shipped if prior is None else table.with_priors(shipped, sources.read_toml(prior))
+    rows = implied.priors(chosen, shipped)
+    found = []
+    if predictive:
+        targets = standing.asked(tokens, params, bits)
+        found = [row | {"bits": t.bits} for row, t in zip(implied.table(chosen, draws.columns(None, targets)), targets,
+                                                          strict=True)]  # fmt: skip
+    if as_json:
+        answer = {"law": chosen.name, "formula": chosen.formula, "priors": rows}
+        answer |= {"interval": "eti", "predictive": found} if predictive else {}
+        print(json.dumps(answer, allow_nan=False))
+        return
+    print(implied.priors_text(chosen, rows))
+    if predictive:
+        print("\n" + implied.as_text(found, project.count_text, project.short))
+
+
+@app.command()
+def posterior(
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[POSTERIOR]", help="Posterior file; else ./posterior.nc, else the bundled one.",
+            show_default=False,
+        ),
+    ] = None,
+    params: Annotated[float, typer.Option(help="Non-embedding parameters of the sensitivity.")] = 70e9,
+    tokens: Annotated[float, typer.Option(help="Training tokens of the sensitivity.")] = 1e14,
+    bits: Annotated[float, typer.Option(help="Bits per weight of the sensitivity.")] = 4.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a posterior rests on: checks, what the data informed, how far the priors move it."""
+    import json
+    import sys
+
+    from bayesqid.answers import draws, standing
+
+    found = draws.read(path)
+    print(f"Posterior: {found.path} ({found.origin}).", file=sys.stderr)
+    answer = standing.of(found, params, tokens, bits)
+    print(json.dumps(answer, allow_nan=False) if as_json else standing.as_text(answer))
 
 
 def suites_text(loaded: "list[Suite]") -> str:

@@ -1,6 +1,7 @@
 """What a person names on the command line, turned into cells: bundled names, measurement files, tables."""
 
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 
 import xarray as xr
@@ -23,13 +24,21 @@ def read_toml(path: Path) -> dict:
         raise BadInput(f"{path} is not valid TOML ({error}): mend that line.") from error
 
 
-def read_cells(name: str) -> xr.Dataset:
-    """Cells of a bundled name, a measurement file (.nc) or a table (.csv)."""
+def read_cells(name: str, extras: Collection[str] = ()) -> xr.Dataset:
+    """Cells of a bundled name, a measurement file or a file of cells (.nc), or a table (.csv).
+
+    Of `extras` (`bayesqid.laws.EXTRAS`) two choose what is read: `latent-tokens` keeps rows of undisclosed tokens,
+    `unique-tokens` counts a token once however often it was trained on, where the table says so.
+    """
     path = bundled.data_dir() / BUNDLED[name] if name in BUNDLED else Path(name)
     if not path.is_file():
         known = ", ".join(BUNDLED)
         raise BadInput(f"There is no data {name!r}: give a measurement file, a CSV table, or a bundled name ({known}).")
     source = {"name": name, "sha256": files.sha256_file(path)}
     if path.suffix == ".csv":
-        return cells.from_table(tables.read_table(path), source)
+        table = tables.read_table(path)
+        return cells.from_table(tables.with_extras(table, extras), source)
+    data = files.open_dataset(path)
+    if data.attrs.get("schema") == cells.SCHEMA:
+        return cells.from_file(data, source)
     return cells.from_measurements(measurements.read(path), source)

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,23 @@ def derive(frame: "pd.DataFrame") -> "pd.DataFrame":
     for name, step in _STEPS.items():
         if name not in frame:
             step(frame)
+    return frame
+
+
+def with_extras(frame: "pd.DataFrame", extras: Collection[str]) -> "pd.DataFrame":
+    """A derived table with rows of undisclosed tokens kept, or with unique tokens counted, where `extras` says so."""
+    frame = frame.copy()
+    if "latent-tokens" in extras:
+        # what else speaks against a row, in the order of `EXCLUDED`
+        rest = [flag for flag in EXCLUDED if flag != "undisclosed_tokens"]
+        held = [set(flags.split(";")) for flags in frame["flags"].fillna("")]
+        other = [next((EXCLUDED[flag] for flag in rest if flag in row), "") for row in held]
+        undisclosed = frame["train_tokens"].isna()
+        frame["default_reason"] = frame["default_reason"].where(~undisclosed, other)
+        frame["default"] = frame["default"].where(~undisclosed, [not reason for reason in other])
+    if "unique-tokens" in extras and "unique_tokens" in frame:
+        unique: Column = frame["unique_tokens"]
+        frame["train_tokens"] = unique.where(unique.notna() & frame["train_tokens"].notna(), frame["train_tokens"])
     return frame
 
 

@@ -1,9 +1,13 @@
-"""Named checks of a run: what must hold before its draws are believed."""
+"""Named checks of a run: what must hold before its draws are believed; and what more can be said of the fit."""
 
+import json
 import warnings
+from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from bayesqid.inference.problem import Problem
 
 LIMITS = {"divergences": 0, "rhat": 1.01, "ess_bulk": 400, "ess_tail": 400, "ebfmi": 0.3}
 # effective importance draws, below which the fast engine's own check fails
@@ -38,3 +42,40 @@ def passed(values: dict[str, float]) -> dict[str, bool]:
         "ess_tail": values["ess_tail"] > LIMITS["ess_tail"],
         "ebfmi": values["ebfmi"] > LIMITS["ebfmi"],
     }
+
+
+def diagnose(problem: Problem, tree: xr.DataTree) -> dict:
+    """Posterior predictive checks by bits, family and generation of a posterior of `problem`, rounded, JSON-able.
+
+    These describe the fit; unlike the named checks none of them fails a run.
+    """
+    from bayesqid.inference import predictive
+
+    return rounded(predictive.check(problem, tree))
+
+
+def rounded(value, digits: int = 4) -> Any:
+    """The same nested lists and dicts with floats of so many significant digits and None for what is no number."""
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.{digits}g}") if np.isfinite(value) else None
+    return value
+
+
+def record(tree: xr.DataTree, sensitivity: dict | None = None) -> dict:
+    """What stands in the checks file beside a posterior: one JSON-able object without NaN.
+
+    Keys: schema, law, model, seed, created_at; checks and their limits; engine (diagnostics of every try); diagnosis
+    (`diagnose`); sensitivity of the projection where the caller computed it.
+    """
+    attrs = tree.attrs
+    decoded = {
+        "checks": json.loads(attrs["checks"]), "limits": json.loads(attrs["check_limits"]),
+        "engine": json.loads(attrs["engine"]), "diagnosis": json.loads(attrs.get("diagnosis", "null")),
+    }  # fmt: skip
+    plain = {name: attrs[name] for name in ("law", "model", "seed", "created_at", "warning") if name in attrs}
+    whole = {"schema": "bayesqid-checks/1"} | plain | {"passed": all(decoded["checks"].values())} | decoded
+    return rounded(whole | {"sensitivity": sensitivity}, 6)

@@ -1,8 +1,8 @@
 """Hyper-parameters as one vector phi on the scale where their prior is standard normal.
 
-phi holds one entry per spread, one per scatter tau and, if free, one for lam. A half-normal spread is
-sd = scale * F^-1(Phi(phi)) with F the half-normal distribution function: where the data say little the posterior
-of phi is then close to Gaussian, which that of log sd is not.
+phi holds one entry per spread, one per scatter tau, if free one for lam, and one per checkpoint of undisclosed tokens.
+A half-normal spread is sd = scale * F^-1(Phi(phi)) with F the half-normal distribution function: where the data say
+little the posterior of phi is then close to Gaussian, which that of log sd is not.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,15 @@ LIMIT = 7.5
 
 @dataclass(frozen=True)
 class Hyper:
-    """Natural values of phi: spreads (one per partially pooled block), scatter tau per generation, lam.
+    """Natural values of phi: spreads (one per partially pooled block), scatter tau per generation, lam, latent ln D.
 
-    Of one phi or of many: then all three have the same leading dimensions.
+    `latent` is counted from the median of its prior. Of one phi or of many: then all have the same leading dimensions.
     """
 
     sd: np.ndarray
     tau: np.ndarray
     lam: Any
+    latent: np.ndarray
 
 
 def scales(problem: Problem) -> np.ndarray:
@@ -45,13 +46,16 @@ def standard(value, scale):
 
 
 def unpack(problem: Problem, phi: np.ndarray) -> Hyper:
-    """Natural values of a vector phi."""
+    """Natural values of phi, shape (..., d); lam is a number for one phi."""
     h, g = len(problem.spread_names), len(problem.generations)
-    natural = half_normal(phi[: h + g], scales(problem))
+    natural = half_normal(phi[..., : h + g], scales(problem))
+    lam: Any = np.full(phi.shape[:-1], 0.0 if problem.free_lam else problem.law.lam)
     if isinstance(problem.law.lam, tuple):
         mean, sd = problem.law.lam
-        return Hyper(natural[:h], natural[h:], float(mean + sd * phi[h + g]))
-    return Hyper(natural[:h], natural[h:], float(problem.law.lam))
+        lam = mean + sd * phi[..., h + g]
+    width = problem.law.latent_tokens[1] if problem.law.latent_tokens else 0.0
+    latent = width * phi[..., h + g + problem.free_lam :]
+    return Hyper(natural[..., :h], natural[..., h:], float(lam) if phi.ndim == 1 else lam, latent)
 
 
 def pack(problem: Problem, natural: Hyper) -> np.ndarray:
@@ -60,12 +64,15 @@ def pack(problem: Problem, natural: Hyper) -> np.ndarray:
     if isinstance(problem.law.lam, tuple):
         mean, sd = problem.law.lam
         phi = np.append(phi, (natural.lam - mean) / sd)
+    if problem.law.latent_tokens:
+        phi = np.append(phi, natural.latent / problem.law.latent_tokens[1])
     return phi
 
 
 def start(problem: Problem) -> np.ndarray:
     """A sensible phi to begin with: the prior medians."""
-    return np.zeros(len(problem.spread_names) + len(problem.generations) + problem.free_lam)
+    number = len(problem.spread_names) + len(problem.generations) + problem.free_lam
+    return np.zeros(number + len(problem.latent_names))
 
 
 def log_prior(phi: np.ndarray) -> float:
@@ -75,11 +82,8 @@ def log_prior(phi: np.ndarray) -> float:
 
 def coefficient_sd(problem: Problem, sd: np.ndarray) -> np.ndarray:
     """Prior standard deviation of every coefficient, shape (..., p), for spreads of shape (..., number)."""
-    parts = []
-    for block in problem.blocks:
-        value = sd[..., block.hyper, None] if block.hyper is not None else np.full((*sd.shape[:-1], 1), block.sd)
-        parts.append(np.broadcast_to(value, (*sd.shape[:-1], block.count)))
-    return np.concatenate(parts, axis=-1)
+    fixed = np.broadcast_to(problem.fixed_sd, (*sd.shape[:-1], problem.fixed_sd.size))
+    return np.concatenate([sd, fixed], axis=-1)[..., problem.spread_of]
 
 
 def log_half_normal(value, scale):
@@ -92,4 +96,4 @@ def draw_prior(problem: Problem, draws: int, rng: np.random.Generator) -> tuple[
     phi = rng.normal(size=(draws, start(problem).size))
     sd = half_normal(phi[:, : len(problem.spread_names)], problem.spread_scales)
     spread = coefficient_sd(problem, sd)
-    return problem.prior_mean() + spread * rng.normal(size=spread.shape), phi
+    return problem.mean + spread * rng.normal(size=spread.shape), phi

@@ -13,11 +13,9 @@ from one to the other as the sampler moves the spread: no funnel either way. Eac
 factor of its Laplace covariance, so that the sampler sees a nearly standard normal block.
 """
 
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import pymc as pm
 import pytensor.tensor as tensor
@@ -25,145 +23,143 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache_key
 
-from bayesqid import laws, likelihood
-from bayesqid.inference import hyper, laplace
-from bayesqid.inference.problem import Problem
+from bayesqid import laws
+from bayesqid.inference import compiled, hyper, laplace
+from bayesqid.inference.problem import STAGE, Block, Problem
 
 # PyTensor gives its symbols no static types that a checker can follow
 pt: Any = tensor
-_compile: Any = numba.njit(nogil=True, fastmath=False, error_model="numpy")
-_marginal = _compile(likelihood.marginal)
 
 
-class _Marginal(Op):
-    """likelihood.marginal as a PyTensor operation: (data..., eta, tau) -> log density and its derivatives."""
+class _LogDensity(Op):
+    """`compiled.log_density_packed` as one operation with its gradient: what PyTensor has to compile stays small.
 
-    __props__ = ()
+    Inputs: constants, then what the sampler moves: spreads, offset of lam, z, x_P, shift of ln D and tau of every cell.
+    Outputs: the log density and its gradients by these six.
+    """
+
+    # PyTensor keeps what it compiled on disk and finds it again by this: other source, another operation
+    __props__ = ("source",)
+
+    def __init__(self, source: str):
+        self.source = source
 
     def make_node(self, *inputs):
-        """Seven float vectors in, four out."""
-        return Apply(self, [pt.as_tensor_variable(x) for x in inputs], [pt.dvector() for _ in range(4)])
+        """Constants, then six vectors."""
+        inputs = [pt.as_tensor_variable(x) for x in inputs]
+        return Apply(self, inputs, [pt.dscalar(), *(x.type() for x in inputs[-6:])])
 
     def perform(self, node, inputs, outputs):
-        """Evaluate in numpy."""
-        for store, value in zip(outputs, likelihood.marginal(*inputs), strict=True):
-            store[0] = value
+        """Evaluate by the compiled function."""
+        for store, value in zip(outputs, compiled.log_density_packed(*inputs), strict=True):
+            store[0] = np.asarray(value)
 
     def infer_shape(self, node, shapes):
-        """All outputs are as long as eta."""
-        return [shapes[5]] * 4
+        """A number, then the shapes of what the sampler moves."""
+        return [(), *shapes[-6:]]
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any):
-        """Only the log density is differentiated, and only in eta and tau."""
-        zeros = [pt.zeros_like(x) for x in inputs[:5]]
-        return [*zeros, cotangents[0] * outputs[1], cotangents[0] * outputs[3]]
+        """Only the density is differentiated, and only by what the sampler moves."""
+        constant = [pt.zeros_like(x, dtype="float64") for x in inputs[:-6]]
+        return [*constant, *(cotangents[0] * gradient for gradient in outputs[1:])]
 
 
-@register_funcify_default_op_cache_key(_Marginal)
-def _marginal_in_numba(op, **kwargs):
-    @_compile
-    def call(y, s, headroom, anchor, precision, eta, tau):
-        return _marginal(y, s, headroom, anchor, precision, eta, tau)
-
-    return call
+@register_funcify_default_op_cache_key(_LogDensity)
+def _log_density_in_numba(op, **kwargs):
+    return compiled.log_density_packed
 
 
-@_compile
-def _multiply(matrix, vector):
-    out = np.zeros(matrix.shape[0])
-    for i in range(matrix.shape[0]):
-        for j in range(matrix.shape[1]):
-            out[i] += matrix[i, j] * vector[j]
-    return out
+log_density_op: Any = _LogDensity(compiled.SOURCE)
 
 
-class _Product(Op):
-    """Matrix times vector. PyTensor's own is compiled anew for every use, about ten seconds each; this one once."""
+class Whitening(NamedTuple):
+    """Of all coefficients (p,): prior mean, squared error e^2, m at the mode, deviation of the mode from the prior
+    mean, and `response`, what m moves by with lam, per standard deviation of lam's prior.
 
-    __props__ = ()
+    `follow` (p, q), columns of what stands before a stage; `rotation` (q, q), lower triangular within stages, of the q
+    dense coefficients; `turn` of the others, which are the last stage; where each stage starts, with p at the end. And
+    `lam`, where all this was taken.
+    """
 
-    def make_node(self, matrix, vector):
-        """A matrix of constants and a vector."""
-        return Apply(self, [pt.as_tensor_variable(matrix), pt.as_tensor_variable(vector)], [pt.dvector()])
-
-    def perform(self, node, inputs, outputs):
-        """Evaluate in numpy."""
-        outputs[0][0] = inputs[0] @ inputs[1]
-
-    def infer_shape(self, node, shapes):
-        """As long as the matrix has rows."""
-        return [(shapes[0][0],)]
-
-    def pullback(self, inputs: Any, outputs: Any, cotangents: Any):
-        """Only the vector is differentiated."""
-        return [pt.zeros_like(inputs[0]), product_op(inputs[0].T, cotangents[0])]
-
-
-@register_funcify_default_op_cache_key(_Product)
-def _product_in_numba(op, **kwargs):
-    @_compile
-    def product(matrix, vector):
-        return _multiply(matrix, vector)
-
-    return product
-
-
-marginal_op: Any = _Marginal()
-product_op: Any = _Product()
-# coordinate -> stage: what confounds with the levels of an earlier stage stands in a later one
-STAGE = {"family": 1, "generation": 1, "quantizer": 2, "checkpoint": 3, "source_method": 3}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Coefficients start:stop of one stage: m(a) = observed + follow (a - mode of a) and the rotation of w."""
-
-    start: int
-    stop: int
+    mean: np.ndarray
+    error2: np.ndarray
     observed: np.ndarray
+    deviation: np.ndarray
+    response: np.ndarray
     follow: np.ndarray
     rotation: np.ndarray
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Deviation of the mode from the prior mean and squared errors e^2 of all coefficients, and the stages."""
-
-    deviation: np.ndarray
-    error2: np.ndarray
-    stages: tuple[Stage, ...]
+    turn: np.ndarray
+    starts: np.ndarray
+    lam: float
 
 
 def whiten(problem: Problem) -> Whitening:
     """Whitening at the Laplace mode of the problem."""
     phi, b = laplace.settle(problem)
-    found = laplace.conditional(problem, phi, b, laplace.pairs(problem))
-    inverse = np.linalg.inv(found.factor)
-    covariance = inverse.T @ inverse
+    found = laplace.conditional(problem, phi, b)
+    p, q, sd = problem.size, problem.dense, found.sd
+    dense = found.factor.covariance()[0] * np.outer(sd[:q], sd[:q])
     prior2 = hyper.coefficient_sd(problem, hyper.unpack(problem, phi).sd) ** 2
-    deviation = found.mode - problem.prior_mean()
-    error2, stages = np.empty(problem.size), []
-    for _, group in groupby(problem.blocks, key=lambda block: 0 if block.hyper is None else STAGE[block.by or ""]):
+    deviation, starts = found.mode - problem.mean, []
+    error2, observed = np.empty(p), np.empty(p)
+    full_follow, full_rotation, turn = np.zeros((p, q)), np.zeros((q, q)), np.empty(problem.apart)
+    # without this lam, which moves all coefficients together, would be the slowest of all to sample
+    response, moved = np.empty(p), np.zeros(p)
+    if problem.free_lam:
+        step = 0.25 * np.eye(phi.size)[len(problem.spread_names) + len(problem.generations)]
+        ends = [laplace.conditional(problem, phi + sign * step, b).mode for sign in (1, -1)]
+        moved = (ends[0] - ends[1]) / 0.5
+
+    def stage_of(block: Block) -> int:
+        return 9 if block.start >= q else 0 if block.hyper is None else STAGE[block.by or ""]
+
+    for _, group in groupby(problem.blocks, key=stage_of):
         blocks = tuple(group)
         start, stop = blocks[0].start, blocks[-1].where.stop
         where, before = slice(start, stop), slice(0, start)
-        follow = np.linalg.solve(covariance[before, before], covariance[before, where]).T
-        given = covariance[where, where] - follow @ covariance[before, where]
+        if start < q:
+            follow = np.linalg.solve(dense[before, before], dense[before, where]).T
+            given = dense[where, where] - follow @ dense[before, where]
+            variance = np.diag(given)
+        else:
+            follow = -found.factor.cross * sd[where, None] / sd[:q]
+            given = variance = (sd[where] / found.factor.root) ** 2
         # correlations can leave a coefficient as wide as its prior; then its data are worth nothing, not less
-        gain = np.clip(1 - np.diag(given) / prior2[where], 1e-6, 1 - 1e-9)
+        gain = np.clip(1 - variance / prior2[where], 1e-6, 1 - 1e-9)
         width = np.sqrt(prior2[where] * (1 - gain))
         error2[where] = prior2[where] * (1 - gain) / gain
-        rotation = np.linalg.cholesky(given) / width[:, None]
-        stages.append(Stage(start, stop, deviation[where] / gain, follow / gain[:, None], rotation))
-    return Whitening(deviation, error2, tuple(stages))
+        observed[where] = deviation[where] / gain
+        full_follow[where, before] = follow / gain[:, None]
+        response[where] = moved[where] / gain - full_follow[where, before] @ moved[before]
+        if start < q:
+            full_rotation[where, where] = np.linalg.cholesky(given) / width[:, None]
+        else:
+            turn = np.sqrt(variance) / width
+        starts.append(start)
+    lam = hyper.unpack(problem, phi).lam
+    return Whitening(problem.mean, error2, observed, deviation, response, full_follow, full_rotation, turn,
+                     np.array([*starts, p]), lam)  # fmt: skip
+
+
+def offset(problem: Problem, whitening: Whitening, lam: Any) -> Any:
+    """Standard deviations of its prior that lam lies from where the whitening was taken; zero where lam is fixed."""
+    return (lam - whitening.lam) / problem.law.lam[1] if isinstance(problem.law.lam, tuple) else 0.0 * lam
+
+
+def coefficients(problem: Problem, whitening: Whitening, sd: np.ndarray, lam: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Coefficients b of draws: sd (..., number of spreads), lam (...) and whitened z (..., p) to (..., p)."""
+    out, variance = np.empty_like(z), hyper.coefficient_sd(problem, sd) ** 2
+    away = offset(problem, whitening, lam)
+    for draw in np.ndindex(z.shape[:-1]):
+        out[draw] = compiled.unwhiten(*whitening[:-1], variance[draw], float(away[draw]), z[draw])[0]
+    return out
 
 
 def build(problem: Problem, whitening: Whitening) -> pm.Model:
-    """PyMC model of a problem; free variables: sd (spread), tau (generation), lam and the whitened block z."""
-    law, cells = problem.law, problem.cells
-    qid, error, headroom = (cells[name].to_numpy() for name in ("qid", "qid_se", "headroom"))
-    m, d = problem.measured, problem.diverged
-    coords = {"spread": problem.spread_names, "generation": problem.generations, "coefficient": range(problem.size)}
+    """PyMC model of a problem: sd (spread), tau (generation), lam, latent (undisclosed) and the whitened block z."""
+    law = problem.law
+    coords = {"spread": problem.spread_names, "generation": problem.generations, "coefficient": range(problem.size),
+              "undisclosed": problem.latent_names}  # fmt: skip
     with pm.Model(coords=coords) as model:
 
         def data(name, values) -> Any:
@@ -177,46 +173,20 @@ def build(problem: Problem, whitening: Whitening) -> pm.Model:
         phi_tau = pm.Normal("phi_tau", dims="generation")
         tau: Any = pm.Deterministic("tau", _half_normal(phi_tau, law.scatter), dims="generation")
         lam: Any = pm.Normal("lam", *law.lam) if isinstance(law.lam, tuple) else law.lam
-
         z: Any = pm.Flat("z", dims="coefficient")
-        # every coefficient's spread by one gather: the free ones, then those that the prior fixes
-        fixed_sd = [block.sd for block in problem.blocks if block.hyper is None]
-        spread_of, fixed = [], 0
-        for block in problem.blocks:
-            spread_of += [len(problem.spread_names) + fixed if block.hyper is None else block.hyper] * block.count
-            fixed += block.hyper is None
-        variance = pt.concatenate([sd, pt.as_tensor(np.array(fixed_sd))])[data("spread_of", np.array(spread_of))] ** 2
-        gain = variance / (variance + data("error2", whitening.error2))
-        width = pt.sqrt(variance * (1 - gain))
-        parts: list = []
-        for number, stage in enumerate(whitening.stages):
-            where = slice(stage.start, stage.stop)
-            observed = data(f"observed_{number}", stage.observed)
-            if parts:
-                before = pt.concatenate(parts) - data(f"before_{number}", whitening.deviation[: stage.start])
-                observed = observed + product_op(data(f"follow_{number}", stage.follow), before)
-            rotated = product_op(data(f"rotation_{number}", stage.rotation), z[where])
-            parts.append(gain[where] * observed + width[where] * rotated)
-        u = pt.concatenate(parts)
-        pm.Potential("prior_of_block", (0.5 * pt.log1p(-gain) - 0.5 * u**2 / variance).sum())
-        b: Any = pm.Deterministic("b", data("prior_mean", problem.prior_mean()) + u, dims="coefficient")
 
-        # measured cells first, diverged ones after them: two contiguous pieces
-        order = np.concatenate([m.nonzero()[0], d.nonzero()[0]])
-        touched = b[data("index", problem.index[order])]
-        x_bits = _bit_scale(data("bits", cells["effective_bits"].to_numpy()[order]), lam)
-        weights = data("plain", problem.plain[order]) - x_bits[:, None] * data("slope", problem.slope[order])
-        eta = (weights * touched).sum(axis=1)
-        scatter = tau[data("generation_of", problem.generation_of[order])]
-        seen = int(m.sum())
-        columns = (("y", qid[m]), ("s", error[m]), ("headroom", headroom[m]),
-                   ("anchor", problem.anchor), ("anchor_precision", problem.anchor_precision))  # fmt: skip
-        inputs = [data(name, values) for name, values in columns]
-        pm.Potential("measured", marginal_op(*inputs, eta[:seen], scatter[:seen])[0].sum())
-        if d.any():
-            beyond = (eta[seen:] - data("point", problem.point)) / scatter[seen:]
-            log_tail: Any = pm.logcdf(pm.Normal.dist(0, 1), beyond)
-            pm.Potential("diverged", log_tail.sum())
+        scatter = tau[data("generation_of", problem.generation_of)]
+        shift: Any = pt.zeros(len(problem.bits))
+        if problem.latent_names and law.latent_tokens:
+            latent: Any = pm.Normal("latent", 0, law.latent_tokens[1], dims="undisclosed")
+            known = data("known_tokens", (problem.latent_of < 0).astype(float))
+            shift = (1 - known) * latent[data("latent_of", np.maximum(problem.latent_of, 0))]
+        arrays = [getattr(problem, name) for name in ("index", "plain", "slope", "tokens", "spread_of", "fixed_sd")]
+        packed = compiled.pack([*arrays, *problem.data, *problem.tails, *whitening[:-1]])
+        constants = [data(name, values) for name, values in zip(("numbers", "counts", "places"), packed, strict=True)]
+        away = pt.atleast_1d(pt.as_tensor(offset(problem, whitening, lam)))
+        moved = (sd, away, z, _bit_scale(data("bits", problem.bits), lam), shift, scatter)
+        pm.Potential("log_density", log_density_op(*constants, *moved)[0])
     return model
 
 

@@ -49,20 +49,28 @@ def named(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Dataset:
         mu.append(mean)
         sd.append(spread(f"family {term.name}"))
         theta.append(own if problem.model == "independent" else mean[..., None] + own)
-    theta = np.stack(theta, axis=-2)
+    mu, theta = np.stack(mu, axis=-1), np.stack(theta, axis=-2)
+    slot = {term.factor: number for number, term in enumerate(law.terms)}
     if problem.model == "hierarchical":
         # deviations in slope are counted from the family's centre: carried to the pivot they shift its level there
-        own = theta - np.stack(mu, axis=-1)[..., None]
-        slot = {term.factor: number for number, term in enumerate(law.terms)}
+        own = theta - mu[..., None]
         theta[..., slot["1"], :] += own[..., slot["-x_N"], :] * problem.centers["x_N"]
-        theta[..., slot["1"], :] -= own[..., slot["x_D"], :] * problem.centers["x_D"]
+        if "x_D" in slot:
+            theta[..., slot["1"], :] -= own[..., slot["x_D"], :] * problem.centers["x_D"]
+    covariate = {c.factor: levels(c.name)[..., 0] for c in law.covariates}
+    by_effect = {(e.by, e.factor): levels(e.name) for e in law.effects}
+    for factor, moves in _carried(problem.center["x_N"], problem.center["x_D"], covariate).items():
+        mu[..., slot[factor]] += moves
+        theta[..., slot[factor], :] += moves[..., None]
+    if "undecayed x_D" in covariate:
+        covariate["undecayed"] = covariate["undecayed"] - covariate["undecayed x_D"] * problem.center["x_D"]
 
     spreads = [spread(e.name) if problem.block(e.name) else prior_spread(e.spread) for e in law.effects]
     data = {
-        "mu": ((*sample, "term"), np.stack(mu, axis=-1)),
+        "mu": ((*sample, "term"), mu),
         "sd": ((*sample, "term"), np.stack(sd, axis=-1)),
         "theta": ((*sample, "term", "family"), theta),
-        "covariate": ((*sample, "covariate_name"), np.stack([levels(c.name)[..., 0] for c in law.covariates], -1)),
+        "covariate": ((*sample, "covariate_name"), np.stack([covariate[c.factor] for c in law.covariates], -1)),
         "spread": ((*sample, "effect"), np.stack(spreads, axis=-1)),
         "tau": ((*sample, "generation"), natural.tau),
         "lam": (sample, np.broadcast_to(natural.lam, shape)),
@@ -73,24 +81,43 @@ def named(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Dataset:
     }  # fmt: skip
     for number, term in enumerate(law.terms):
         data[term.name] = ((*sample, "family"), theta[..., number, :])
+    cells = problem.cells
+    columns = {name: cells[name].to_numpy() for name in cells.coords}
+    columns |= laws.crossed(columns)
     for effect in law.effects:
-        coords[effect.by] = [str(name) for name in np.unique(problem.cells[effect.by].to_numpy().astype(str))]
-        value = levels(effect.name)
+        coords[effect.by] = [str(name) for name in np.unique(columns[effect.by].astype(str))]
+        value = by_effect[effect.by, effect.factor]
         # zero where an earlier effect takes it, see problem.build
         value = np.zeros((*shape, len(coords[effect.by]))) if value is None else value
+        for factor, center in (("-x_N", problem.center["x_N"]), ("x_D", -problem.center["x_D"])):
+            tilt = by_effect.get((effect.by, factor))
+            if effect.factor == "1" and tilt is not None:
+                value = value + tilt * center
         data[effect.name] = ((*sample, effect.by), value)
+    if problem.latent_names:
+        coords["undisclosed"] = list(problem.latent_names)
+        middle = law.latent_tokens[0] if law.latent_tokens else 0.0
+        data["undisclosed_tokens"] = ((*sample, "undisclosed"), np.exp(middle + natural.latent))
     coords |= {"chain": np.arange(shape[0]), "draw": np.arange(shape[1])}
     return xr.Dataset(data, coords)
 
 
-def natural_of(problem: Problem, phi: np.ndarray) -> hyper.Hyper:
-    """Natural values of phi with any leading dimensions."""
-    h, g = len(problem.spread_names), len(problem.generations)
-    values = hyper.half_normal(phi[..., : h + g], hyper.scales(problem))
-    lam = np.full(phi.shape[:-1], problem.law.lam if not isinstance(problem.law.lam, tuple) else 0.0)
-    if isinstance(problem.law.lam, tuple):
-        lam = problem.law.lam[0] + problem.law.lam[1] * phi[..., h + g]
-    return hyper.Hyper(values[..., :h], values[..., h:], lam)
+def _carried(a: float, d: float, covariate: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By factor of a term: what the bends of the law, fitted about the centre (a, d) of the data, add at the pivot.
+
+    c (x_N - a)^2 = c x_N^2 - 2 a c x_N + c a^2, and likewise for x_D^2 and x_N x_D.
+    """
+    params, tokens, both = (covariate.get(name) for name in ("x_N^2", "x_D^2", "x_N x_D"))
+    moves: dict[str, np.ndarray] = {}
+    if params is not None:
+        moves = {"1": params * a**2, "-x_N": 2 * a * params}
+    if params is not None and tokens is not None and both is not None:
+        moves = {
+            "1": moves["1"] + tokens * d**2 + both * a * d,
+            "-x_N": moves["-x_N"] + both * d,
+            "x_D": -2 * d * tokens - both * a,
+        }
+    return moves
 
 
 def pointwise(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +125,7 @@ def pointwise(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> tuple[np
     shape = (*b.shape[:2], problem.index.shape[0])
     density, eta = np.empty(shape, dtype=np.float32), np.empty(shape)
     for c, d in np.ndindex(shape[:2]):
-        weights = problem.weights(natural.lam[c, d])
+        weights = problem.weights(natural.lam[c, d], natural.latent[c, d])
         eta[c, d] = (weights * b[c, d][problem.index]).sum(axis=1)
         density[c, d] = problem.log_likelihood(eta[c, d], natural.tau[c, d])[0]
     return density, eta
@@ -108,14 +135,14 @@ def replicate(problem: Problem, eta: np.ndarray, natural: hyper.Hyper, rng: np.r
     """Posterior predictive QiD of every cell, evaluation error included, shape (chain, draw, cell)."""
     headroom, error = problem.cells["headroom"].to_numpy(), problem.cells["qid_se"].to_numpy()
     scatter = natural.tau[..., problem.generation_of]
-    raw = np.exp(np.minimum(eta + scatter * rng.normal(size=eta.shape), 50.0))
+    raw = np.exp(np.minimum(eta + likelihood.draw_scatter(rng, scatter, problem.law.tails), 50.0))
     return likelihood.saturate(raw, headroom) + error * rng.normal(size=eta.shape)
 
 
 def log_prior(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Dataset:
     """Log prior density of the coefficients, the spreads, the scatters and lam, each (chain, draw)."""
     sd = hyper.coefficient_sd(problem, natural.sd)
-    z = (b - problem.prior_mean()) / sd
+    z = (b - problem.mean) / sd
     values = {
         "b": (-0.5 * z**2 - np.log(sd) - 0.5 * np.log(2 * np.pi)).sum(axis=-1),
         "spread": hyper.log_half_normal(natural.sd, problem.spread_scales).sum(axis=-1),
@@ -124,6 +151,10 @@ def log_prior(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Datas
     if isinstance(problem.law.lam, tuple):
         mean, scale = problem.law.lam
         values["lam"] = -0.5 * ((natural.lam - mean) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+    if problem.law.latent_tokens:
+        scale = problem.law.latent_tokens[1]
+        each = -0.5 * (natural.latent / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+        values["undisclosed_tokens"] = each.sum(axis=-1)
     return xr.Dataset({name: (("chain", "draw"), value) for name, value in values.items()})
 
 
@@ -134,11 +165,12 @@ def assemble(
     rng = np.random.default_rng(seed)
     density, eta = pointwise(problem, b, natural)
     every = max(1, b.shape[0] * b.shape[1] // PREDICTIVE_DRAWS)
-    thin = hyper.Hyper(natural.sd[:, ::every], natural.tau[:, ::every], natural.lam[:, ::every])
+    thin = hyper.Hyper(*(values[:, ::every] for values in (natural.sd, natural.tau, natural.lam, natural.latent)))
     prior_b, prior_phi = hyper.draw_prior(problem, PRIOR_DRAWS, rng)
     dims = ("chain", "draw", "cell")
     constant = xr.Dataset(
-        {"center_x_N": ("family", problem.centers["x_N"]), "center_x_D": ("family", problem.centers["x_D"])},
+        {"center_x_N": ("family", problem.centers["x_N"]), "center_x_D": ("family", problem.centers["x_D"]),
+         "overall_x_N": problem.center["x_N"], "overall_x_D": problem.center["x_D"]},
         {"family": list(problem.centers["family"])},
     )
     tree = xr.DataTree.from_dict({
@@ -146,7 +178,7 @@ def assemble(
         "sample_stats": stats,
         "log_likelihood": xr.Dataset({"qid": (dims, density)}),
         "log_prior": log_prior(problem, b, natural),
-        "prior": named(problem, prior_b[None], natural_of(problem, prior_phi[None])),
+        "prior": named(problem, prior_b[None], hyper.unpack(problem, prior_phi[None])),
         "posterior_predictive": xr.Dataset(
             {"qid": (dims, replicate(problem, eta[:, ::every], thin, rng).astype(np.float32))}),
         "observed_data": xr.Dataset({"qid": ("cell", problem.cells["qid"].to_numpy())}),
@@ -154,7 +186,8 @@ def assemble(
         "cells": problem.cells,
     })  # fmt: skip
     tree.attrs = {
-        "schema": SCHEMA, "law": problem.law.name, "model": problem.model, "seed": seed,
+        "schema": SCHEMA, "law": problem.law.name, "drivers": problem.law.drivers,
+        "extras": ",".join(problem.law.extras), "model": problem.model, "seed": seed,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": json.dumps({name: version(name) for name in VERSIONS}),
         "priors": json.dumps(priors_of(problem.law)), **extra,

@@ -3,9 +3,12 @@
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,8 +19,10 @@ from bayesqid import laws
 from bayesqid.errors import BadInput
 from bayesqid.inference import checks, hyper, laplace, posterior, problem
 
-CHAINS, DRAWS, TUNE = 4, 800, 500
-TARGETS = (0.9, 0.97)
+CHAINS, DRAWS, TUNE = 4, 600, 400
+TARGETS = (0.93, 0.98)
+# (chains, draws, tune, seed, target) -> draws and sampler statistics
+Sampler = Callable[[int, int, int, int, float], tuple[xr.Dataset, xr.Dataset]]
 
 
 @dataclass(frozen=True)
@@ -31,37 +36,75 @@ class Run:
     record: dict
 
 
-def nuts(p: problem.Problem, seed: int, chains: int, draws: int, tune: int) -> Run:
-    """NUTS on the PyMC model through nutpie; one retry with a higher target and twice the draws if a check fails."""
-    import nutpie
-
+def nuts(p: problem.Problem, seed: int, chains: int, draws: int, tune: int, backend: str = "nutpie") -> Run:
+    """NUTS on the PyMC model; one retry with a higher target and twice the draws if a check fails."""
     from bayesqid.inference import model
 
-    with warnings.catch_warnings():
-        # numba notes that the likelihood's wrapper cannot be cached across processes; that costs nothing else
-        warnings.simplefilter("ignore")
-        compiled = nutpie.compile_pymc_model(model.build(p, model.whiten(p)))
-    record: dict = {"engine": "nuts", "tries": []}
+    record: dict = {"engine": "nuts", "backend": backend, "tries": []}
     run = None
+    begin = time.perf_counter()
+    whitening = model.whiten(p)
+    sampler = BACKENDS[backend](model.build(p, whitening))
+    record["compile_s"] = round(time.perf_counter() - begin, 2)
     for attempt, target in enumerate(TARGETS):
-        tree = nutpie.sample(
-            compiled, draws=draws * (attempt + 1), tune=tune * (attempt + 1), chains=chains,
-            cores=min(chains, os.cpu_count() or 1), seed=seed + attempt, target_accept=target,
-            progress_bar=sys.stderr.isatty(), save_warmup=False,
-        )  # fmt: skip
-        sample, stats = tree["posterior"].to_dataset(), _numbers(tree["sample_stats"].to_dataset())
-        free = [name for name in ("sd", "tau", "lam", "b") if name in sample]
-        values = checks.worst(sample[free], stats)
+        begin = time.perf_counter()
+        sample, stats = sampler(chains, draws * (attempt + 1), tune * (attempt + 1), seed + attempt, target)
+        shape = sample["z"].shape[:2]
+        sd = sample["sd"].to_numpy() if "sd" in sample else np.empty((*shape, 0))
+        lam = sample["lam"].to_numpy() if "lam" in sample else np.full(shape, p.law.lam)
+        b = model.coefficients(p, whitening, sd, lam, sample["z"].to_numpy())
+        free = sample[[name for name in ("sd", "tau", "lam", "latent") if name in sample]]
+        values = checks.worst(free.assign(b=(("chain", "draw", "coefficient"), b)), stats)
         passed = checks.passed(values)
-        record["tries"].append({"target_accept": target, "draws": draws * (attempt + 1), "diagnostics": values})
-        lam = sample["lam"].to_numpy() if "lam" in sample else np.full(sample["tau"].shape[:2], p.law.lam)
-        sd = sample["sd"].to_numpy() if "sd" in sample else np.empty((*lam.shape, 0))
-        natural = hyper.Hyper(sd, sample["tau"].to_numpy(), lam)
-        run = Run(sample["b"].to_numpy(), natural, stats, passed, record)
+        record["tries"].append({"target_accept": target, "draws": draws * (attempt + 1), "diagnostics": values,
+                                "sample_s": round(time.perf_counter() - begin, 2)})  # fmt: skip
+        latent = sample["latent"].to_numpy() if "latent" in sample else np.empty((*shape, 0))
+        natural = hyper.Hyper(sd, sample["tau"].to_numpy(), lam, latent)
+        run = Run(b, natural, stats, passed, record)
         if all(passed.values()):
             break
     assert run is not None
     return run
+
+
+def _nutpie(built: Any) -> Sampler:
+    import nutpie
+
+    with warnings.catch_warnings():
+        # numba notes that the likelihood's wrapper cannot be cached across processes; that costs nothing else
+        warnings.simplefilter("ignore")
+        compiled = nutpie.compile_pymc_model(built)
+
+    def draw(chains: int, draws: int, tune: int, seed: int, target: float) -> tuple[xr.Dataset, xr.Dataset]:
+        tree = nutpie.sample(
+            compiled, draws=draws, tune=tune, chains=chains, cores=min(chains, os.cpu_count() or 1), seed=seed,
+            target_accept=target, progress_bar=sys.stderr.isatty(), save_warmup=False,
+        )  # fmt: skip
+        return tree["posterior"].to_dataset(), _numbers(tree["sample_stats"].to_dataset())
+
+    return draw
+
+
+def _numpyro(built: Any) -> Sampler:
+    try:
+        from bayesqid.inference import jaxed  # noqa: F401  the likelihood for JAX
+    except ImportError:
+        raise BadInput("The engine numpyro needs JAX: pip install 'bayesqid[numpyro]'.") from None
+    import pymc
+
+    def draw(chains: int, draws: int, tune: int, seed: int, target: float) -> tuple[xr.Dataset, xr.Dataset]:
+        with built:
+            tree = pymc.sample(
+                draws=draws, tune=tune, chains=chains, random_seed=seed, nuts_sampler="numpyro", target_accept=target,
+                progressbar=sys.stderr.isatty(), compute_convergence_checks=False,
+            )  # fmt: skip
+        return tree["posterior"].to_dataset(), _numbers(tree["sample_stats"].to_dataset())
+
+    return draw
+
+
+# programs that run NUTS on a PyMC model
+BACKENDS: dict[str, Callable[[Any], Sampler]] = {"nutpie": _nutpie, "numpyro": _numpyro}
 
 
 def _numbers(stats: xr.Dataset) -> xr.Dataset:
@@ -72,8 +115,8 @@ def _numbers(stats: xr.Dataset) -> xr.Dataset:
 
 def fast(p: problem.Problem, seed: int, chains: int, draws: int, tune: int) -> Run:
     """The fast engine; its check is the effective number of importance draws."""
-    found = laplace.fit(p, chains * draws, seed)
-    natural = posterior.natural_of(p, found.phi[None])
+    found = laplace.fit(p, chains * draws, seed, rounds=12, enough=300)
+    natural = hyper.unpack(p, found.phi[None])
     stats = xr.Dataset({"importance_ess": found.ess, "importance_proposals": found.proposals})
     record = {"engine": "laplace", "importance_ess": found.ess, "proposals": found.proposals,
               "log_evidence": found.log_evidence}  # fmt: skip
@@ -81,7 +124,9 @@ def fast(p: problem.Problem, seed: int, chains: int, draws: int, tune: int) -> R
     return Run(found.b[None], natural, stats, passed, record)
 
 
-ENGINES: dict[str, Callable[..., Run]] = {"nuts": nuts, "laplace": fast}
+ENGINES: dict[str, Callable[..., Run]] = {
+    "nuts": nuts, "numpyro": partial(nuts, backend="numpyro"), "laplace": fast,
+}  # fmt: skip
 
 
 def choose_model(cells: xr.Dataset, model: str) -> tuple[str, str | None]:
@@ -105,16 +150,20 @@ def sample(
     """
     if engine not in ENGINES:
         raise BadInput(f"There is no engine {engine!r}: choose one of {', '.join(ENGINES)}.")
-    fitted, warning = choose_model(cells_module.check(cells), model)
+    cells = cells_module.check(cells, law.latent_tokens is not None)
+    fitted, warning = choose_model(cells, model)
+    warned = [*([warning] if warning else []), *cells_module.warnings_of(cells)]
     p = problem.build(cells, law, fitted)
     # matrices of a few hundred rows: threads inside them cost more than they bring
     with threadpool_limits(1):
         run = ENGINES[engine](p, seed, chains, draws, tune)
     extra = {
         "checks": json.dumps(run.checks), "check_limits": json.dumps(checks.LIMITS | checks.FAST_LIMITS),
-        "engine": json.dumps(run.record), "asked_model": model, "warning": warning or "",
+        "engine": json.dumps(run.record), "asked_model": model, "warning": " ".join(warned),
     }  # fmt: skip
-    return posterior.assemble(p, run.b, run.natural, run.stats, seed, extra)
+    tree = posterior.assemble(p, run.b, run.natural, run.stats, seed, extra)
+    tree.attrs["diagnosis"] = json.dumps(checks.diagnose(p, tree), allow_nan=False)
+    return tree
 
 
 def summary(tree: xr.DataTree) -> list[str]:

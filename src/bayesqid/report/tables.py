@@ -152,9 +152,9 @@ def identified(rows: list[dict]) -> Table:
         Column("sizes", lambda row: str(row["sizes"])),
         Column("token counts", lambda row: str(row["tokens_counts"])),
         Column("tokens max/min", lambda row: f"{row['tokens_ratio']:.3g}"),
-        Column("sd of ln D given ln N", lambda row: f"{row['x_D_sd']:.2f}"),
+        Column("sd of ln D given ln N", lambda row: f"{row['left_sd']:.2f}"),
         Column("tokens vary apart from size", lambda row: "yes" if row["varies"] else "no", number=False),
-        Column("best error of own beta", lambda row: number(row["beta_error"])),
+        Column("best error of own beta", lambda row: number(row["error"])),
         Column("contraction of beta", lambda row: reads(row | {"informed": informed(row["contraction"])})),
         Column("contraction of beta − mean", lambda row: reads(
             {"contraction": row["contraction_deviation"], "informed": informed(row["contraction_deviation"])})),

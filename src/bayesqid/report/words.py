@@ -5,7 +5,7 @@ import shlex
 
 import xarray as xr
 
-from bayesqid.answers import draws, project
+from bayesqid.answers import project
 from bayesqid.answers.draws import Posterior
 from bayesqid.report.blocks import chance, number, share, span
 from bayesqid.report.tables import COUNTED, DESTROYED, times
@@ -37,8 +37,7 @@ def alerts(posterior: Posterior, projection: xr.Dataset) -> list[str]:
     """What must be read before any number: failed checks, then what else limits the answer beyond its verdict."""
     failed = failed_checks(posterior)
     out = [f"Checks failed: {', '.join(failed)}."] if failed else []
-    unknown = draws.contraction(posterior, "mu", "beta") < draws.IDENTIFIED
-    if unknown and projection.attrs["verdict"] == "checks failed":
+    if not project.informed(posterior, None) and projection.attrs["verdict"] == "checks failed":
         out.append(sentence(project.VERDICTS["not identified"]))
     if is_outside(projection) and projection.attrs["verdict"] not in ("extrapolation", "ok"):
         out.append(sentence(project.VERDICTS["extrapolation"]))
