@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import refit
 import xarray as xr
+from resumable import put
 
 from bayesqid import laws
 from bayesqid.answers import baselines, score
@@ -26,6 +27,7 @@ from bayesqid.importers import sources
 RESULTS = Path(__file__).parent / "results" / "honesty.jsonl"
 SEEDS = (0, 1, 2)
 FEWEST = 8
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "honesty.md"
 
 
 def without(law: laws.Law, *names: str) -> laws.Law:
@@ -171,31 +173,32 @@ def by_family(rows: list[dict]) -> str:
         inside = np.abs(pit - 0.5) <= mass / 2
         counts = np.array([[inside[family == name].sum(), (family == name).sum()] for name in names])
         picks = rng.integers(len(names), size=(4000, len(names)))
-        rates = counts[picks, 0].sum(axis=1) / counts[picks, 1].sum(axis=1)
+        share = counts[:, 0] / counts[:, 1]
+        rates = share[picks].mean(axis=1)
         own = ", ".join(f"{name} {hit / size:.2f}" for name, (hit, size) in zip(names, counts, strict=True))
         low, high = np.quantile(rates, [0.05, 0.95])
-        out.append(f"{mass:.0%}: {inside.mean():.2f} (90 % family bootstrap {low:.2f} to {high:.2f}; {own})")
-    return "\n".join(out)
+        out.append(f"In the {mass * 100:.0f} % interval, families weighed alike: {share.mean():.2f} "
+                   f"(resampling families, 90 %: {low:.2f} to {high:.2f}). {own}.")  # fmt: skip
+    return "\n\n".join(out)
 
 
-def report() -> None:
-    found = done()
-    head = ("| n on ln | median abs. ln error | CRPS of rows | CRPS of folds | bias | 50 % | 90 % |\n"
+def report() -> str:
+    """All tables as Markdown."""
+    found, out = done(), []
+    head = ("| n | median abs. ln error | CRPS of rows | CRPS of folds | bias | in 50 % | in 90 % |\n"
             "|---|---|---|---|---|---|---|---|")  # fmt: skip
     for split in ("family", "source", "future", "five"):
-        print(f"\n### {split}\n\n| prediction {head}")
+        whole = set(folds(split, atlas("default")))
         base = [row for (variant, s, _), row in found.items() if s == split and variant == "default"]
-        if base:
-            print(f"| **this posterior** | {line(base)} |")
-            for name in baselines.BASELINES:
-                print(f"| {name} | {line(base, name)} |")
-        print(f"\n| variant {head}")
-        for variant in VARIANTS:
-            rows = [row for (v, s, _), row in found.items() if s == split and v == variant]
-            if rows:
-                print(f"| {variant} | {line(rows)} |")
-        if base:
-            print("\n" + by_family(base))
+        out.append(f"\n## Split: {split}\n\n| prediction {head}")
+        out.append(f"| **this posterior** | {line(base)} |")
+        out += [f"| {name} | {line(base, name)} |" for name in baselines.BASELINES]
+        rows = {v: [row for (name, s, _), row in found.items() if s == split and name == v] for v in VARIANTS}
+        complete = [v for v, own in rows.items() if {row["fold"] for row in own} == whole]
+        out.append(f"\n| variant | what it asks {head}-|".replace("|-|", "|---|"))
+        out += [f"| {v} | {VARIANTS[v][1]} | {line(rows[v])} |" for v in complete]
+        out.append("\n" + by_family(base))
+    return "\n".join(out).strip()
 
 
 def main() -> None:
@@ -206,7 +209,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if args.report:
-        return report()
+        put(PAGE, "honesty", report())
+        return print(report())
     have = done()
     asked = [(v, s, f) for v in args.variant for s in args.split for f in folds(s, atlas(v)) if (v, s, f) not in have]
     with ProcessPoolExecutor(args.jobs) as pool:

@@ -143,7 +143,7 @@ def test_totals_differences_and_errors_are_those_of_the_folds(compared):
 def test_a_second_run_fits_nothing_and_finds_the_same(compared, from_ouyang, monkeypatch):
     found, _, folder = compared
 
-    def never(*_):
+    def never(*_, **__):
         raise AssertionError("fitted again")
 
     with open(folder / evidence.LEDGER, "a") as stream:
@@ -158,7 +158,7 @@ def test_a_second_run_fits_nothing_and_finds_the_same(compared, from_ouyang, mon
 def test_other_data_are_fitted_again(compared, from_ouyang, monkeypatch):
     _, _, folder = compared
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare.laplace, "fit", stop)

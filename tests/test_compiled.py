@@ -87,39 +87,44 @@ CASES = [
 ]  # fmt: skip
 
 
+# what the sampler moves, in the order of the arguments
+MOVED = ("sd", "offset", "z", "x_bits", "shift", "tau")
+
+
 def arguments(p):
     """What `log_density` takes before the sampler's own variables, and a random point of these."""
     rng = np.random.default_rng(2)
     arrays = [getattr(p, name) for name in ("index", "plain", "slope", "tokens", "spread_of", "fixed_sd")]
-    constants = [*arrays, *p.data, *p.tails, *model.whiten(p)]
+    whitening = model.whiten(p)
+    constants = [*arrays, *p.data, *p.tails, *whitening[:-1]]
     natural = hyper.unpack(p, 0.5 * rng.normal(size=hyper.start(p).size))
     shift = np.zeros(p.bits.size)
     if p.latent_names:
         shift = np.where(p.latent_of < 0, 0.0, natural.latent[p.latent_of])
-    point = [natural.sd, 0.5 * rng.normal(size=p.size), p.bit_scale(natural.lam), shift, natural.tau[p.generation_of]]
-    return constants, point, natural
+    away = np.atleast_1d(model.offset(p, whitening, natural.lam))
+    z = 0.5 * rng.normal(size=p.size)
+    point = [natural.sd, away, z, p.bit_scale(natural.lam), shift, natural.tau[p.generation_of]]
+    return constants, point, natural, whitening
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([*case[:2], *case[2]]))
 def test_log_density_has_the_gradient_of_its_differences(case):
     p = study(laws.variant(*case), latent=(2, 9) if "latent-tokens" in case[2] else ())
-    constants, point, natural = arguments(p)
+    constants, point, natural, whitening = arguments(p)
     value, *gradients = compiled.log_density(*constants, *point)
 
     # at the same coefficients it is the sparse sum that the fast engine works with
-    whitening = model.Whitening(*constants[-len(model.Whitening._fields):])
     variance = hyper.coefficient_sd(p, natural.sd) ** 2
-    b, u, *_, gain, _ = compiled.unwhiten(*whitening, variance, point[1])
+    b, u, *_, gain, _ = compiled.unwhiten(*whitening[:-1], variance, point[1][0], point[2])
     eta = dense_rows(p, p.weights(natural.lam, natural.latent)) @ b
-    want = likelihood.density(p.data, eta, point[4], *p.tails)[0].sum()
+    want = likelihood.density(p.data, eta, point[5], *p.tails)[0].sum()
     assert float(value) == pytest.approx(want + (0.5 * np.log1p(-gain) - 0.5 * u**2 / variance).sum(), abs=1e-8)
 
     packed = compiled.log_density_packed(*compiled.pack(constants), *point)
     for one, other in zip(packed, (value, *gradients), strict=True):
         np.testing.assert_array_equal(one, other)
     assert [g.shape for g in gradients] == [x.shape for x in point]
-    names = ("sd", "z", "x_bits", "shift", "tau")
-    for k, name in enumerate(names):
+    for k, name in enumerate(MOVED):
         if name == "shift" and not p.latent_names:
             assert (gradients[k] == 0).all()
             continue
@@ -134,16 +139,15 @@ def test_log_density_has_the_gradient_of_its_differences(case):
 
 def test_unwhiten_is_an_invertible_map_with_the_stated_jacobian(p):
     """ln |du/dz| by numerical differentiation against 0.5 ln(1 - gain) + ln sd, up to the rotation's constant."""
-    constants, point, natural = arguments(p)
-    whitening = model.Whitening(*constants[-len(model.Whitening._fields):])
+    constants, point, natural, whitening = arguments(p)
     jumps = []
     for scale in (0.3, 1.0, 2.5):
         variance = (scale * hyper.coefficient_sd(p, natural.sd)) ** 2
 
         def u(z, variance=variance):
-            return compiled.unwhiten(*whitening, variance, z)[1]
+            return compiled.unwhiten(*whitening[:-1], variance, point[1][0], z)[1]
 
-        jacobian = np.array([u(point[1] + 1e-3 * unit) - u(point[1] - 1e-3 * unit) for unit in np.eye(p.size)]).T / 2e-3
+        jacobian = np.array([u(point[2] + 1e-3 * unit) - u(point[2] - 1e-3 * unit) for unit in np.eye(p.size)]).T / 2e-3
         gain = variance / (variance + whitening.error2)
         log_det = np.linalg.slogdet(jacobian)[1]
         jumps.append(log_det - (0.5 * np.log1p(-gain) + 0.5 * np.log(variance)).sum())
@@ -180,7 +184,7 @@ def jax_op():
 def test_the_density_for_jax_is_the_compiled_one_with_its_gradient(case, jax_op):
     jax, jaxed = jax_op
     p = study(laws.variant(*case), latent=(2, 9) if "latent-tokens" in case[2] else ())
-    constants, point, _ = arguments(p)
+    constants, point, *_ = arguments(p)
     packed = compiled.pack(constants)
     function = jaxed._log_density_in_jax(model.log_density_op)
     value, *gradients = compiled.log_density_packed(*packed, *point)
@@ -188,9 +192,9 @@ def test_the_density_for_jax_is_the_compiled_one_with_its_gradient(case, jax_op)
     def density(*moved):
         return function(*packed, *moved)[0]
 
-    got, slopes = jax.value_and_grad(density, argnums=tuple(range(5)))(*point)
+    got, slopes = jax.value_and_grad(density, argnums=tuple(range(len(MOVED))))(*point)
     assert float(got) == pytest.approx(float(value), rel=1e-8)
-    for name, one, other in zip(("sd", "z", "x_bits", "shift", "tau"), slopes, gradients, strict=True):
+    for name, one, other in zip(MOVED, slopes, gradients, strict=True):
         if name != "shift" or p.latent_names:
             np.testing.assert_allclose(np.asarray(one), other, err_msg=name, **ROUGH)
 

@@ -50,13 +50,15 @@ def joint(p, whitening, free):
     sd = hyper.coefficient_sd(p, natural.sd)
     gain = sd**2 / (sd**2 + whitening.error2)
     width = sd * np.sqrt(1 - gain)
+    away = (natural.lam - whitening.lam) / p.law.lam[1] if p.free_lam else 0.0
     u = np.empty(p.size)
     rotation = np.diag(np.ones(p.size))
     rotation[: p.dense, : p.dense] = whitening.rotation
     rotation[p.dense :, p.dense :] = np.diag(whitening.turn)
     for start, stop in zip(whitening.starts, whitening.starts[1:], strict=False):
         w, before = slice(start, stop), slice(0, start)
-        m = whitening.observed[w] + whitening.follow[w, before] @ (u[before] - whitening.deviation[before])
+        m = whitening.observed[w] + away * whitening.response[w]
+        m = m + whitening.follow[w, before] @ (u[before] - whitening.deviation[before])
         u[w] = gain[w] * m + width[w] * (rotation[w, w] @ free["z"][w])
     eta = (p.weights(natural.lam, natural.latent) * (p.mean + u)[p.index]).sum(axis=1)
     density = likelihood.density(p.data, eta, natural.tau[p.generation_of], *likelihood.TAILS[p.law.tails])[0].sum()
@@ -98,9 +100,11 @@ def test_coefficients_of_draws_are_those_of_the_model(pieces):
     p, whitening, _, _ = pieces
     rng = np.random.default_rng(1)
     sd, z = np.exp(rng.normal(size=(2, 3, len(p.spread_names)))), rng.normal(size=(2, 3, p.size))
-    b = model.coefficients(p, whitening, sd, z)
+    lam = rng.normal(size=(2, 3))
+    b = model.coefficients(p, whitening, sd, lam, z)
     assert b.shape == z.shape
-    one = compiled.unwhiten(*whitening, hyper.coefficient_sd(p, sd[1, 2]) ** 2, z[1, 2])[0]
+    away = (lam[1, 2] - whitening.lam) / p.law.lam[1] if p.free_lam else 0.0
+    one = compiled.unwhiten(*whitening[:-1], hyper.coefficient_sd(p, sd[1, 2]) ** 2, away, z[1, 2])[0]
     np.testing.assert_array_equal(b[1, 2], one)
 
 
@@ -112,8 +116,26 @@ def test_whitened_draws_of_the_conditional_are_nearly_standard(pieces):
     phi, b = laplace.settle(p)
     mode = laplace.conditional(p, phi, b).mode
     variance = hyper.coefficient_sd(p, hyper.unpack(p, phi).sd) ** 2
-    at_zero = compiled.unwhiten(*whitening, variance, np.zeros(p.size))[0]
+    at_zero = compiled.unwhiten(*whitening[:-1], variance, 0.0, np.zeros(p.size))[0]
     np.testing.assert_allclose(at_zero, mode, atol=1e-5)
+
+
+def test_coefficients_follow_lam_as_their_mode_does(pieces):
+    """Else lam and all coefficients could move together only, in small steps."""
+    from bayesqid.inference import laplace
+
+    p, whitening, _, _ = pieces
+    if not p.free_lam:
+        assert (whitening.response == 0).all()
+        return
+    phi, b = laplace.settle(p)
+    step = np.zeros(phi.size)
+    step[len(p.spread_names) + len(p.generations)] = 0.25
+    want = [laplace.conditional(p, phi + sign * step, b).mode for sign in (1, -1)]
+    sd = hyper.unpack(p, phi).sd
+    lam = whitening.lam + 0.25 * p.law.lam[1] * np.array([1, -1])
+    got = model.coefficients(p, whitening, np.stack([sd, sd]), lam, np.zeros((2, p.size)))
+    np.testing.assert_allclose(got[0] - got[1], want[0] - want[1], atol=1e-5)
 
 
 def test_one_operation_is_told_from_that_of_another_source():

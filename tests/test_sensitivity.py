@@ -145,6 +145,13 @@ def test_cjs_is_that_of_arviz_and_zero_without_weights():
     assert reweighting.cjs(values, np.ones(500)) == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-15])
+def test_draws_that_all_stand_at_the_ceiling_move_with_nothing(rounding):
+    rng = np.random.default_rng(0)
+    values = 1.22 * (1 + rounding * rng.normal(size=300))
+    assert reweighting.power_slope(values, rng.normal(size=300)) == 0
+
+
 def test_power_scaling_of_a_parameter_is_that_of_psense():
     import arviz_stats
 

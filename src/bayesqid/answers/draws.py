@@ -233,8 +233,10 @@ def effects(
     posterior: Posterior, by: str, levels: Sequence, factors: dict[str, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
     """Sum of all effects of a coordinate at every target's level, shape (draw, target); equal levels share draws."""
-    drawn = {level: deviations(posterior, by, level, rng) for level in dict.fromkeys(levels)}
     out = np.zeros((posterior.size, len(levels)))
+    if all(effect.by != by for effect in posterior.law.effects):
+        return out
+    drawn = {level: deviations(posterior, by, level, rng) for level in dict.fromkeys(levels)}
     for effect in posterior.law.effects:
         if effect.by == by:
             values = np.stack([drawn[level][effect.factor] for level in levels], axis=1)
@@ -272,8 +274,7 @@ def log_law(posterior: Posterior, targets: Sequence[Target], rng: np.random.Gene
         beta = sample["covariate"].sel(covariate_name=covariate.name).to_numpy()[:, None]
         out = out + beta * laws.factor(covariate.factor, data, 0.0)
     for by, level_of in RECIPE_LEVELS.items():
-        if any(effect.by == by for effect in law.effects):
-            out = out + effects(posterior, by, [level_of(t) for t in targets], factors, rng)
+        out = out + effects(posterior, by, [level_of(t) for t in targets], factors, rng)
     return out
 
 
@@ -284,11 +285,14 @@ def spread_of(posterior: Posterior, by: str) -> np.ndarray:
 
 
 def nearest(posterior: Posterior, params: float, name: str) -> float:
-    """Median of a coordinate over the tenth of the fitted cells that are nearest in ln N."""
-    cells = posterior.cells
-    distance = np.abs(np.log(cells["n_params_nonembedding"].to_numpy() / params))
+    """Median of a coordinate over the tenth of the fitted cells with it that are nearest in ln N; NaN if none has."""
+    values = posterior.cells[name].to_numpy()
+    known = ~np.isnan(values)
+    if not known.any():
+        return np.nan
+    distance = np.abs(np.log(posterior.cells["n_params_nonembedding"].to_numpy()[known] / params))
     near = np.argsort(distance, kind="stable")[: max(1, distance.size // 10)]
-    return float(np.nanmedian(cells[name].to_numpy()[near]))
+    return float(np.median(values[known][near]))
 
 
 def nearest_headroom(posterior: Posterior, params: float) -> float:

@@ -21,6 +21,8 @@ from bayesqid.inference import checks, hyper, laplace, posterior, problem
 
 CHAINS, DRAWS, TUNE = 4, 600, 400
 TARGETS = (0.93, 0.98)
+# contraction under which a value is the prior's
+INFORMED = 0.2
 # (chains, draws, tune, seed, target) -> draws and sampler statistics
 Sampler = Callable[[int, int, int, int, float], tuple[xr.Dataset, xr.Dataset]]
 
@@ -177,4 +179,36 @@ def summary(tree: xr.DataTree) -> list[str]:
         values = mu.sel(term=term).to_numpy()
         low, high = np.quantile(values, [0.05, 0.95])
         lines.append(f"  {term:<8}{values.mean():8.3f}   {low:.3f} to {high:.3f}")
+    return [*lines, *_decay(tree), *_undisclosed(tree)]
+
+
+def _decay(tree: xr.DataTree) -> list[str]:
+    """What the data say of learning-rate decay beside tokens, or that they say nothing."""
+    names = [name for name in ("undecayed", "undecayed_slope") if name in tree["posterior"]["covariate_name"]]
+    if not names:
+        return []
+    after, before = (tree[group].to_dataset()["covariate"] for group in ("posterior", "prior"))
+    contraction = {name: 1 - float(after.sel(covariate_name=name).var() / before.sel(covariate_name=name).var())
+                   for name in names}  # fmt: skip
+    if max(contraction.values()) < INFORMED:
+        return ["Tokens or learning-rate decay: not identified, these data do not tell the two apart."]
+    lines = ["Before the end of learning-rate decay, added to log_k and to beta:"]
+    for name in names:
+        values = after.sel(covariate_name=name).to_numpy()
+        low, high = np.quantile(values, [0.05, 0.95])
+        said = "" if contraction[name] >= INFORMED else "   prior: not identified"
+        lines.append(f"  {name:<16}{values.mean():8.3f}   {low:.3f} to {high:.3f}{said}")
+    return lines
+
+
+def _undisclosed(tree: xr.DataTree) -> list[str]:
+    """Posterior of training tokens that nobody disclosed, in 1e12."""
+    sample = tree["posterior"].to_dataset()
+    if "undisclosed_tokens" not in sample:
+        return []
+    lines = ["Undisclosed training tokens, in 1e12, median and equal-tailed 90 % interval:"]
+    for name in map(str, sample["undisclosed"].to_numpy()):
+        values = sample["undisclosed_tokens"].sel(undisclosed=name).to_numpy() / 1e12
+        low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+        lines.append(f"  {name:<24}{middle:6.2f}   {low:.2f} to {high:.2f}")
     return lines
