@@ -177,6 +177,14 @@ def test_headroom_is_the_median_of_the_tenth_that_is_nearest_in_size():
     assert draws.nearest_headroom(posterior, 1e6) == pytest.approx(want)
 
 
+def test_a_coordinate_is_the_median_of_the_nearest_cells_that_have_it():
+    posterior = make()
+    assert np.isnan(draws.nearest(posterior, 1e9, "vocab_size"))
+    values = np.where(np.arange(posterior.cells.sizes["cell"]) % 2, 32_000.0, np.nan)
+    posterior.tree["cells"] = posterior.cells.assign_coords(vocab_size=("cell", values))
+    assert draws.nearest(posterior, 1e9, "vocab_size") == 32_000
+
+
 def test_the_same_seed_gives_the_same_answer_and_another_seed_does_not():
     posterior = make(size=500, spread=SPREAD)
     first, again = (project.project(posterior, [TARGET, replace(TARGET, family=None)]) for _ in range(2))

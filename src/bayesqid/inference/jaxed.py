@@ -27,7 +27,9 @@ def _log_density_in_jax(op, **kwargs):
     """`compiled.log_density_packed` in array expressions; JAX differentiates it by itself."""
 
     def log_density(numbers, counts, places, sd, offset, z, x_bits, shift, tau):
-        at = [tuple(map(int, row)) for row in np.asarray(places)]
+        # the model's constants; as arrays of JAX their parts would be symbols while it traces, and say no sizes
+        numbers, counts, places = (np.asarray(values) for values in (numbers, counts, places))
+        at = [tuple(map(int, row)) for row in places]
 
         def take(k, whole=False):
             start, size, columns = at[k]
@@ -38,7 +40,7 @@ def _log_density_in_jax(op, **kwargs):
         data = likelihood.Data(*(take(k, k in (6, 11, 17, 19)) for k in range(6, 20)))
         whitening = [take(k) for k in range(22, 29)]
         mean, error2, observed, deviation, response, follow, rotation = whitening
-        turn, starts = take(29), [int(value) for value in np.asarray(take(30, True))]
+        turn, starts = take(29), [int(value) for value in take(30, True)]
         variance = jnp.concatenate([sd, fixed_sd])[spread_of] ** 2
         gain = variance / (variance + error2)
         width, u = jnp.sqrt(gain * error2), jnp.zeros(z.size)

@@ -12,7 +12,7 @@ from bayesqid import files
 from bayesqid.answers import curves, identification, project
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
-from bayesqid.report import blocks, figures, records, tables, words
+from bayesqid.report import blocks, figures, records, standing, tables, words
 from bayesqid.report.blocks import Code, Figure, Items, Section, Table, Text
 
 PANELS_SIZES = (7e9, 70e9)
@@ -73,7 +73,9 @@ def sections(posterior: Posterior, projection: xr.Dataset) -> tuple[Section, ...
         Section("identification", "What the data say of the tokens exponent",
                 (Text(tuple(identification.sentences(posterior, identified))), tables.identified(identified))),
         Section("predictive", "Posterior predictive check",
-                (Text(tuple(words.coverage(covered.rows, predicted))), *_predictive(predicted), covered)),
+                (Text(tuple(words.coverage(covered.rows, predicted))), *_predictive(predicted), covered,
+                 *standing.diagnosis(posterior))),
+        Section("sensitivity", "Sensitivity to the priors", standing.priors(posterior)),
         Section("checks", "Checks and sampler", (records.checks(posterior), Items(tuple(words.settings(posterior))))),
         Section("data", "Data: sources and what was left out", (
             Text((f"{posterior.cells.sizes['cell']:,} cells were fitted; {left_out:,} rows were left out before."
