@@ -57,6 +57,7 @@ VARIANTS: dict[str, tuple[laws.Law, str]] = {
     "kumar": (laws.get("kumar"), "exponential in bits"),
     "per-bit": (laws.get("per-bit"), "constants of each bit width"),
     "curved": (laws.get("curved"), "bends in ln N and ln D"),
+    "curved, student-t": (laws.variant("curved", extras=["student-t"]), "bends and heavier tails"),
     "no tokens": (laws.variant("boxcox", "phase"), "no effect of D"),
     "loss": (laws.variant("boxcox", extras=["loss"]), "the baseline's loss as covariate"),
     "vocabulary": (laws.variant("boxcox", extras=["vocabulary"]), "ln V as covariate"),

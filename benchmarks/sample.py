@@ -2,6 +2,7 @@
 
     python benchmarks/sample.py              the table; about four minutes on two quiet cores
     python benchmarks/sample.py --scaling    the fast engine and NUTS on 450 to 4,500 simulated cells
+    python benchmarks/sample.py --agree      the population's law by both engines
 
 The sketch is what one writes first in PyMC: every effect a centred normal vector, a Student-t likelihood whose scale
 joins measurement error and scatter, sigma^2 = s^2 + (tau mean)^2, default settings. It has the same families,
@@ -112,6 +113,28 @@ def refit() -> dict:
     return {"cells": p.index.shape[0], "ess": float(np.median(ess)), "refit_s": float(np.median(seconds))}
 
 
+def agree() -> None:
+    """Means and sds of the population by NUTS and by the fast engine, and their difference in Monte Carlo errors."""
+    from arviz_stats.sampling_diagnostics import ess
+
+    from bayesqid import laws
+    from bayesqid.importers import sources
+    from bayesqid.inference import sample
+
+    cells, law = sources.read_cells("atlas"), laws.get("boxcox")
+    trees = [sample.sample(cells, law, engine=engine) for engine in ("nuts", "laplace")]
+    nuts, fast = (tree["posterior"].to_dataset() for tree in trees)
+    importance = json.loads(trees[1].attrs["engine"])["importance_ess"]
+    neff = ess(nuts[["mu", "sd", "tau", "lam"]], method="bulk")
+    print("| parameter | NUTS mean (sd) | fast mean (sd) | difference / Monte Carlo error |\n|---|---|---|---|")
+    for name, dim in (("mu", "term"), ("sd", "term"), ("tau", "generation"), ("lam", None)):
+        for level in nuts[dim].values if dim else [None]:
+            x, y, draws = ((d[name] if level is None else d[name].sel({dim: level})) for d in (nuts, fast, neff))
+            error = float(x.std()) * np.sqrt(1 / float(draws) + 1 / importance)
+            print(f"| {name} {level or ''} | {float(x.mean()):.3f} ({float(x.std()):.3f}) | {float(y.mean()):.3f} "
+                  f"({float(y.std()):.3f}) | {(float(y.mean()) - float(x.mean())) / error:+.1f} |")  # fmt: skip
+
+
 RUNS = {"sketch": sketch, "nuts": lambda: ours("nuts"), "laplace": lambda: ours("laplace"), "refit": refit}
 
 
@@ -167,11 +190,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", choices=list(RUNS), help="one run, its result as JSON")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--agree", action="store_true")
     args = parser.parse_args()
     if args.run:
         return print(json.dumps(RUNS[args.run]()))
     if args.scaling:
         return scaling()
+    if args.agree:
+        return agree()
     found = {name: timed(name) for name in RUNS}
     head = ("engine", "cells", "wall s", "CPU s", "of it compiling", "sampling", "least effective draws", "per CPU s",
             "R-hat", "divergences")  # fmt: skip

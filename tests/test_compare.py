@@ -253,18 +253,12 @@ def test_the_command_refuses_what_it_cannot_compare_before_it_fits(options, mess
 
 @pytest.mark.slow
 def test_the_command_projects_with_every_law_and_their_mixture(tmp_path):
-    asked = (
-        "tiny",
-        "--laws",
-        "ouyang,kumar",
-        "--splits",
-        "width,loo",
-        "--params",
-        "7e9",
-        "--json",
-        "-o",
-        str(tmp_path),
-    )
+    from bayesqid import bundled, files, measurements
+
+    tiny = measurements.read(bundled.data_dir() / "tiny.nc")
+    files.write_netcdf(tiny.isel(checkpoint=slice(None, None, 3)), tmp_path / "few.nc")
+    asked = (str(tmp_path / "few.nc"), "--laws", "ouyang,kumar", "--splits", "width,loo", "--params", "7e9", "--json",
+             "-o", str(tmp_path / "out"))  # fmt: skip
     found = run(*asked)
     assert found.exit_code in (0, 3), found.exception
     out = json.loads(found.stdout)
@@ -272,7 +266,8 @@ def test_the_command_projects_with_every_law_and_their_mixture(tmp_path):
     weights = out["projection"]["mixtures"]["width"]["weights"]
     assert sum(weights.values()) == pytest.approx(1)
     assert all(weights[law] == one["weight"] for law, one in out["splits"]["width"]["candidates"].items())
-    assert {path.name for path in tmp_path.iterdir()} >= {"ouyang.nc", "kumar.nc", "comparison.nc", "fits.jsonl"}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written >= {"ouyang.nc", "kumar.nc", "comparison.nc", "fits.jsonl"}
     assert (found.exit_code == 0) == all(out["checks"].values())
     # from what was kept
     assert run(*asked).stdout == found.stdout

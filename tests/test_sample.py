@@ -128,12 +128,12 @@ def test_numpyro_samples_what_the_fast_engine_does(monkeypatch):
     # few draws need not pass the checks
     monkeypatch.setattr(sample, "TARGETS", sample.TARGETS[:1])
     p, _, _ = simulate.study(laws.get("boxcox"), "hierarchical", 21, simulate.grid(families=2, tokens=2, sizes=2))
-    run = sample.nuts(p, 3, chains=1, draws=250, tune=250, backend="numpyro")
+    run = sample.nuts(p, 3, chains=1, draws=200, tune=200, backend="numpyro")
     found = laplace.fit(p, 2000, 4)
     for name in ("sd", "tau", "lam"):
         one, other = np.log(getattr(run.natural, name)[0]), np.log(getattr(hyper.unpack(p, found.phi), name))
         # four standard errors, a chain's draws of a spread being worth a quarter of as many
-        error = one.std(axis=0) * np.sqrt(4 / 250 + 1 / found.ess)
+        error = one.std(axis=0) * np.sqrt(4 / 200 + 1 / found.ess)
         assert np.all(np.abs(one.mean(axis=0) - other.mean(axis=0)) < 4 * error), name
 
 
