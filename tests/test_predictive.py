@@ -163,3 +163,19 @@ def test_a_diagnosis_is_small_plain_json_with_and_without_the_likelihood():
 def test_normal_scores_never_overflow():
     assert np.isfinite(ndtri(predictive.EDGE))
     assert np.isfinite(ndtri(1 - 1e-15))
+
+
+def test_copies_of_few_draws_are_not_trusted_and_do_not_stop_the_check():
+    """Importance sampling that broke down leaves one draw a thousand times: its tail has no shape to fit."""
+    rng = np.random.default_rng(0)
+    density = np.repeat(rng.normal(size=(3, 4)), [500, 490, 10], axis=0)
+    weights, k = predictive.loo_weights(density)
+    assert np.isinf(k).any()
+    np.testing.assert_allclose(weights.sum(axis=0), 1)
+    assert np.isfinite(weights).all()
+
+
+def test_a_cell_that_all_draws_explain_alike_keeps_all_draws():
+    weights, k = predictive.loo_weights(np.full((200, 1), -0.3))
+    np.testing.assert_allclose(weights, 1 / 200)
+    assert k[0] == 0

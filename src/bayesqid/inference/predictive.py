@@ -135,11 +135,14 @@ def loo_weights(log_likelihood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from arviz_stats.base.array import array_stats
 
     values = log_likelihood.T.astype(float)
-    log_weights, k = np.zeros_like(values), np.zeros(len(values))
-    # a cell that every draw explains alike, such as one that could not but diverge, needs no weights
-    vary = np.ptp(values, axis=1) > SAME
-    if vary.any():
-        log_weights[vary], k[vary] = array_stats.psislw(values[vary], r_eff=1, axis=-1)
+    log_weights, k = -values, np.zeros(len(values))
+    for cell in np.flatnonzero(np.ptp(values, axis=1) > SAME):
+        try:
+            log_weights[cell], k[cell] = array_stats.psislw(values[cell], r_eff=1, axis=-1)
+        except ValueError:
+            k[cell] = np.nan
+    # copies of one draw fill the tail, where the draws came by importance sampling: not to be trusted
+    k[np.isnan(k)] = np.inf
     weights = np.exp(log_weights - log_weights.max(axis=-1, keepdims=True)).T
     return weights / weights.sum(axis=0), k
 

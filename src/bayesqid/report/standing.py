@@ -28,11 +28,12 @@ def diagnosis(posterior: Posterior) -> tuple[Table, ...]:
         Column("LOO-PIT uniform, p", lambda row: _area(row["p_loo_pit"])),
     )
     loo = found["loo"]
+    # none where copies of one draw fill a cell's tail
+    largest = "" if loo["pareto_k_max"] is None else f", the largest is {loo['pareto_k_max']:.2f}"
     note = (
         "Left out: each cell predicted from all others by Pareto-smoothed importance sampling; "
-        f"{loo['cells_above_limit']} cells have a Pareto k above {loo['pareto_k_limit']:.2f}, the largest is "
-        f"{loo['pareto_k_max']:.2f}. Tail areas near 0 or 1: the group's normal scores lie off, or spread otherwise "
-        "than the law says. Among many groups one in twenty falls under 0.05 by chance."
+        f"{loo['cells_above_limit']} cells have a Pareto k above {loo['pareto_k_limit']:.2f}{largest}. "
+        "Tail areas near 0 or 1: the group's normal scores lie off, or spread otherwise than the law says. Among many groups one in twenty falls under 0.05 by chance."
     )
     return (Table("diagnosis", "The fit by groups of cells", columns, found["groups"], note, grouped=True),)
 
