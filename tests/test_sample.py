@@ -98,7 +98,8 @@ def test_nuts_and_the_fast_engine_agree_within_monte_carlo_error(tails):
     law = laws.variant("boxcox", extras=("student-t",) if tails == "student-t" else ())
     p, _, _ = simulate.study(law, "hierarchical", 21, simulate.grid(families=3, tokens=3, sizes=2))
     run = sample.nuts(p, 3, chains=2, draws=1500, tune=500)
-    assert run.record["tries"][0]["diagnostics"]["divergences"] == 0
+    # after the retry that a stray divergence brings about
+    assert run.checks["divergences"], run.record
     one = posterior.named(p, run.b, run.natural)
     found = laplace.fit(p, 6000, 4, proposals=300, rounds=12)
     other = posterior.named(p, found.b[None], hyper.unpack(p, found.phi[None]))

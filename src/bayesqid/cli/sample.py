@@ -22,8 +22,8 @@ def sample(
     prior: Annotated[Path | None, typer.Option(help="TOML file of priors; see bayesqid show laws.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)] = 0,
     chains: Annotated[int, typer.Option(help="Chains.", min=2)] = 4,
-    draws: Annotated[int, typer.Option(help="Draws per chain.", min=50)] = 600,
-    tune: Annotated[int, typer.Option(help="Tuning steps per chain.", min=100)] = 400,
+    draws: Annotated[int, typer.Option(help="Draws per chain.", min=50)] = 800,
+    tune: Annotated[int, typer.Option(help="Tuning steps per chain.", min=100)] = 600,
     output: Annotated[Path, typer.Option("--output", "-o", help="Posterior file to write.")] = Path("posterior.nc"),
 ) -> None:
     """Infer the posterior of a law from measurements (default: the published atlas)."""

@@ -19,8 +19,8 @@ from bayesqid import laws
 from bayesqid.errors import BadInput
 from bayesqid.inference import checks, hyper, laplace, posterior, problem
 
-CHAINS, DRAWS, TUNE = 4, 600, 400
-TARGETS = (0.93, 0.98)
+CHAINS, DRAWS, TUNE = 4, 800, 600
+TARGETS = (0.92, 0.97)
 # contraction under which a value is the prior's
 INFORMED = 0.2
 # (chains, draws, tune, seed, target) -> draws and sampler statistics

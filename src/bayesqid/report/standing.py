@@ -33,7 +33,8 @@ def diagnosis(posterior: Posterior) -> tuple[Table, ...]:
     note = (
         "Left out: each cell predicted from all others by Pareto-smoothed importance sampling; "
         f"{loo['cells_above_limit']} cells have a Pareto k above {loo['pareto_k_limit']:.2f}{largest}. "
-        "Tail areas near 0 or 1: the group's normal scores lie off, or spread otherwise than the law says. Among many groups one in twenty falls under 0.05 by chance."
+        "Tail areas near 0 or 1: the group's normal scores lie off, or spread otherwise than the law says. "
+        "Among many groups one in twenty falls under 0.05 by chance."
     )
     return (Table("diagnosis", "The fit by groups of cells", columns, found["groups"], note, grouped=True),)
 
