@@ -69,8 +69,6 @@ VARIANTS: dict[str, tuple[laws.Law, str]] = {
     "no source": (without(BASE, "source_level"), "no deviation of sources"),
     "no per-channel": (without(BASE, "per_channel", "per_channel_slope"), "effective bits alone"),
     "no text": (without(BASE, "c4", "ptb", "context"), "no effect of the evaluation's text"),
-    "group size": (replace(BASE, covariates=(*BASE.covariates, laws.Covariate(
-        "group", "ln group", 0.0, 0.2, "group size beyond effective bits"))), "ln group beyond effective bits"),
     "no family gamma": (rescaled(BASE, gamma=1e-3), "families share gamma"),
     "no family alpha": (rescaled(BASE, alpha=1e-3), "families share alpha"),
     "no family beta": (rescaled(BASE, beta=1e-3), "families share beta"),
@@ -83,7 +81,6 @@ VARIANTS: dict[str, tuple[laws.Law, str]] = {
     "source": (replace(BASE, effects=(*(e for e in BASE.effects if e.name != "source_level"), laws.Effect(
         "source_level", "source", "1", 0.3, "one source shares a deviation"))), "sources, not source x method"),
 }  # fmt: skip
-laws.FACTORS["ln group"] = lambda c: np.where(c["group_size"] > 0, np.log(np.maximum(c["group_size"], 1) / 128), 0.0)
 
 
 def law_of(variant: str) -> laws.Law:
