@@ -16,12 +16,7 @@ def fitted(cells: xr.Dataset, law: laws.Law, model: str = "hierarchical", seed: 
     with threadpool_limits(1):
         found = laplace.fit(p, size, seed)
     sample = posterior.named(p, found.b[None], hyper.unpack(p, found.phi[None]))
-    constant = xr.Dataset(
-        {"center_x_N": ("family", p.centers["x_N"]), "center_x_D": ("family", p.centers["x_D"]),
-         "overall_x_N": p.center["x_N"], "overall_x_D": p.center["x_D"]},
-        {"family": list(p.centers["family"])},
-    )  # fmt: skip
-    tree = xr.DataTree.from_dict({"posterior": sample, "constant_data": constant, "cells": cells})
+    tree = xr.DataTree.from_dict({"posterior": sample, "constant_data": posterior.centres(p), "cells": cells})
     tree.attrs = {"law": law.name, "drivers": law.drivers, "extras": ",".join(law.extras), "model": model,
                   "checks": json.dumps({"importance_ess": found.ess > 100})}  # fmt: skip
     return draws.Posterior(tree, draws.flatten(sample), "memory", "", "memory"), found.ess

@@ -84,7 +84,7 @@ def draw_scatter(rng: np.random.Generator, tau, tails: str = "normal"):
     scales, weights = TAILS[tails]
     if scales.size == 1:
         return tau * rng.normal(size=np.shape(tau))
-    return tau * rng.choice(scales, size=np.shape(tau), p=weights / weights.sum()) * rng.normal(size=np.shape(tau))
+    return tau * rng.choice(scales, size=np.shape(tau), p=weights) * rng.normal(size=np.shape(tau))
 
 
 def anchors(y, s, headroom):

@@ -31,7 +31,7 @@ def scatter_quantiles(tails: str) -> np.ndarray:
     """Quantiles at `PROBABILITIES` of the scatter of that name with tau = 1, a mixture of normals, by a grid."""
     scales, weights = likelihood.TAILS[tails]
     grid = np.linspace(-8.0, 8.0, 16001) * scales.max()
-    return np.interp(PROBABILITIES, ndtr(grid[:, None] / scales) @ (weights / weights.sum()), grid)
+    return np.interp(PROBABILITIES, ndtr(grid[:, None] / scales) @ weights, grid)
 
 
 def on_log_scale(cells: xr.Dataset) -> np.ndarray:

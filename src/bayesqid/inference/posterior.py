@@ -158,6 +158,15 @@ def log_prior(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Datas
     return xr.Dataset({name: (("chain", "draw"), value) for name, value in values.items()})
 
 
+def centres(problem: Problem) -> xr.Dataset:
+    """Mean x_N and x_D of each family's checkpoints and of all, about which deviations in slope turn."""
+    return xr.Dataset(
+        {"center_x_N": ("family", problem.centers["x_N"]), "center_x_D": ("family", problem.centers["x_D"]),
+         "overall_x_N": problem.center["x_N"], "overall_x_D": problem.center["x_D"]},
+        {"family": list(problem.centers["family"])},
+    )  # fmt: skip
+
+
 def assemble(
     problem: Problem, b: np.ndarray, natural: hyper.Hyper, stats: xr.Dataset, seed: int, extra: dict
 ) -> xr.DataTree:
@@ -168,11 +177,6 @@ def assemble(
     thin = hyper.Hyper(*(values[:, ::every] for values in (natural.sd, natural.tau, natural.lam, natural.latent)))
     prior_b, prior_phi = hyper.draw_prior(problem, PRIOR_DRAWS, rng)
     dims = ("chain", "draw", "cell")
-    constant = xr.Dataset(
-        {"center_x_N": ("family", problem.centers["x_N"]), "center_x_D": ("family", problem.centers["x_D"]),
-         "overall_x_N": problem.center["x_N"], "overall_x_D": problem.center["x_D"]},
-        {"family": list(problem.centers["family"])},
-    )
     tree = xr.DataTree.from_dict({
         "posterior": named(problem, b, natural),
         "sample_stats": stats,
@@ -182,7 +186,7 @@ def assemble(
         "posterior_predictive": xr.Dataset(
             {"qid": (dims, replicate(problem, eta[:, ::every], thin, rng).astype(np.float32))}),
         "observed_data": xr.Dataset({"qid": ("cell", problem.cells["qid"].to_numpy())}),
-        "constant_data": constant,
+        "constant_data": centres(problem),
         "cells": problem.cells,
     })  # fmt: skip
     tree.attrs = {

@@ -77,14 +77,9 @@ def nodes(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
 def scatter_cdf(x: np.ndarray, tails: str) -> np.ndarray:
     """Distribution function of the scatter at x, a mixture of normals."""
     out = np.zeros_like(x)
-    for scale, weight in _mixture(tails):
+    for scale, weight in zip(*likelihood.TAILS[tails], strict=True):
         out += weight * ndtr(x / scale)
     return out
-
-
-def _mixture(tails: str):
-    scales, weights = likelihood.TAILS[tails]
-    return list(zip(scales, weights / weights.sum(), strict=True))
 
 
 def cdf(y, s, headroom, eta, tau, tails: str = "normal") -> np.ndarray:
@@ -100,7 +95,7 @@ def cdf(y, s, headroom, eta, tau, tails: str = "normal") -> np.ndarray:
         v = np.where(shifted > 0, np.inf, -np.inf)
         v[inside] = np.log(likelihood.unsaturate(shifted[inside], headroom[a][inside]))
         out[:, a] += weight * scatter_cdf((v - eta[:, a]) / tau[:, a], tails)
-        for scale, share in _mixture(tails):
+        for scale, share in zip(*likelihood.TAILS[tails], strict=True):
             v = np.minimum(eta[:, b] + tau[:, b] * scale * u, likelihood.HIGHEST)
             out[:, b] += weight * share * ndtr((y[b] - likelihood.saturate(np.exp(v), headroom[b])) / s[b])
     return out
