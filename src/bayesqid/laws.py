@@ -143,6 +143,24 @@ def factor(name: str, columns: Mapping[str, np.ndarray], lam: float) -> np.ndarr
     return FACTORS[name](columns)
 
 
+def carried(a: float, d: float, covariate: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By factor of a term: what the bends of the law, fitted about the centre (a, d) of the data, add at the pivot.
+
+    c (x_N - a)^2 = c x_N^2 - 2 a c x_N + c a^2, and likewise for x_D^2 and x_N x_D.
+    """
+    params, tokens, both = (covariate.get(name) for name in ("x_N^2", "x_D^2", "x_N x_D"))
+    moves: dict[str, np.ndarray] = {}
+    if params is not None:
+        moves = {"1": params * a**2, "-x_N": 2 * a * params}
+    if params is not None and tokens is not None and both is not None:
+        moves = {
+            "1": moves["1"] + tokens * d**2 + both * a * d,
+            "-x_N": moves["-x_N"] + both * d,
+            "x_D": -2 * d * tokens - both * a,
+        }
+    return moves
+
+
 _TERMS = (
     Term("log_k", "1", -1.5, 1.5, 0.7,
          "QiD of 1e9 parameters after 1e11 tokens at 3 bits is between 0.02 and 2.6 nats (90 %); "

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
+from bayesqid import laws
 from bayesqid.answers import draws, identification, project
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.answers.reweighting import ALPHAS, k_limit, power_slope, smoothed, weighted_quantile
@@ -38,17 +39,14 @@ def priors(posterior: Posterior) -> dict:
 def at_centre(posterior: Posterior) -> xr.Dataset:
     """The draws with population means and covariates as their priors hold: bends turning about the centre of the data.
 
-    The file tells them at the pivot. c (x_N - a)^2 = c x_N^2 - 2 a c x_N + a^2 c, likewise for x_D^2 and x_N x_D, and a
-    slope of decay in x_D moves the level of decay.
+    The file tells them at the pivot: `laws.carried` undone, and a slope of decay in x_D moves the level of decay.
     """
     sample, known = posterior.sample, posterior.tree["constant_data"].to_dataset()
     if "overall_x_D" not in known:
         return sample
     a, d = float(known["overall_x_N"]), float(known["overall_x_D"])
     by_factor = {c.factor: sample["covariate"].sel(covariate_name=c.name).to_numpy() for c in posterior.law.covariates}
-    params, tokens, both = (by_factor.get(name, 0.0) for name in ("x_N^2", "x_D^2", "x_N x_D"))
-    moves = {"1": params * a**2 + tokens * d**2 + both * a * d, "-x_N": 2 * a * params + both * d,
-             "x_D": -2 * d * tokens - both * a}  # fmt: skip
+    moves = laws.carried(a, d, by_factor)
     mu, theta, covariate = (sample[name].copy(deep=True) for name in ("mu", "theta", "covariate"))
     for term in posterior.law.terms:
         move = xr.DataArray(moves.get(term.factor, 0.0) + np.zeros(posterior.size), dims="draw")

@@ -59,7 +59,7 @@ def named(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Dataset:
             theta[..., slot["1"], :] -= own[..., slot["x_D"], :] * problem.centers["x_D"]
     covariate = {c.factor: levels(c.name)[..., 0] for c in law.covariates}
     by_effect = {(e.by, e.factor): levels(e.name) for e in law.effects}
-    for factor, moves in _carried(problem.center["x_N"], problem.center["x_D"], covariate).items():
+    for factor, moves in laws.carried(problem.center["x_N"], problem.center["x_D"], covariate).items():
         mu[..., slot[factor]] += moves
         theta[..., slot[factor], :] += moves[..., None]
     if "undecayed x_D" in covariate:
@@ -100,24 +100,6 @@ def named(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Dataset:
         data["undisclosed_tokens"] = ((*sample, "undisclosed"), np.exp(middle + natural.latent))
     coords |= {"chain": np.arange(shape[0]), "draw": np.arange(shape[1])}
     return xr.Dataset(data, coords)
-
-
-def _carried(a: float, d: float, covariate: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By factor of a term: what the bends of the law, fitted about the centre (a, d) of the data, add at the pivot.
-
-    c (x_N - a)^2 = c x_N^2 - 2 a c x_N + c a^2, and likewise for x_D^2 and x_N x_D.
-    """
-    params, tokens, both = (covariate.get(name) for name in ("x_N^2", "x_D^2", "x_N x_D"))
-    moves: dict[str, np.ndarray] = {}
-    if params is not None:
-        moves = {"1": params * a**2, "-x_N": 2 * a * params}
-    if params is not None and tokens is not None and both is not None:
-        moves = {
-            "1": moves["1"] + tokens * d**2 + both * a * d,
-            "-x_N": moves["-x_N"] + both * d,
-            "x_D": -2 * d * tokens - both * a,
-        }
-    return moves
 
 
 def pointwise(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> tuple[np.ndarray, np.ndarray]:
