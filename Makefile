@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "apt install python3.12-venv; brew install python@3.12), or name another one: make setup PYTHON=/path/to/python" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[measure,quantizers,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[measure,quantizers,numpyro,dev]'
 	@touch $@
 
 demo: setup  ## measure the bundled ladder, sample both posteriors, project to 1e14 tokens (6 minutes on 2 cores)
