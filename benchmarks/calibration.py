@@ -19,8 +19,8 @@ import xarray as xr
 from resumable import ROOT, code, put, run, seeds
 
 from bayesqid import files, laws
+from bayesqid.answers import asking, project
 from bayesqid.answers import draws as answers
-from bayesqid.answers import project
 from bayesqid.inference import hyper, sample, sbc, simulate
 
 RESULTS = Path(__file__).resolve().parent / "results" / "calibration.jsonl"
@@ -90,7 +90,7 @@ def quantities(problem, posterior: answers.Posterior, family: str, density: np.n
     out[COVARIATE] = flat["covariate"].sel(covariate_name=COVARIATE)
     values = {name: value.to_numpy() for name, value in out.items()} | {"log likelihood": density}
     for label, known, band in (("known family", family, "mean"), ("new checkpoint, new family", None, "new")):
-        target = project.target_of(None, BITS, project.DEFAULT_METHOD, family=known, **TARGET)
+        target = asking.target_of(None, BITS, asking.DEFAULT_METHOD, family=known, **TARGET)
         # the law's own value over the headroom: its order is that of QiD, but it does not saturate
         values[f"projection, {label}"] = np.log(project.qid_draws(posterior, [target], band, seed)[1][:, 0])
     return values

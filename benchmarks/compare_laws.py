@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bayesqid import cells as cells_module
 from bayesqid import files, laws
-from bayesqid.answers import average, project
+from bayesqid.answers import asking, average, wording
 from bayesqid.importers import sources
 from bayesqid.inference import compare, scores
 
@@ -36,7 +36,7 @@ def projection_table(out: dict) -> str:
     mixtures = {f"mixture, {name}": one["rows"] for name, one in out["mixtures"].items()}
     for label, rows in (out["components"] | mixtures).items():
         lines += [
-            f"| {label} | {project.count_text(row['params'])} | {project.count_text(row['tokens'])} | "
+            f"| {label} | {wording.count_text(row['params'])} | {wording.count_text(row['tokens'])} | "
             f"{row['bits']:g} | {row['median']:.3g} | {row['lower90']:.3g} to {row['upper90']:.3g} | "
             f"{row['p_gt_0.2']:.0%} |"
             for row in rows
@@ -59,7 +59,7 @@ def main() -> None:
     found, trees = compare.compare(cells, wanted, options.models.split(","), names, {}, options.seed, options.folder)
     files.write_netcdf(found, options.folder / "comparison.nc")
     posteriors = {name: average.of_tree(tree, name) for name, tree in trees.items()}
-    targets = project.targets(next(iter(posteriors.values())), 1e14, 70e9, bits=4.0)
+    targets = asking.targets(next(iter(posteriors.values())), 1e14, 70e9, bits=4.0)
     averages = {name: average.average(posteriors, weights, targets) for name, weights in scores.weights(found).items()}
     out = scores.as_json(found)
     print(f"{out['data']['cells']} cells; checks: {json.dumps(out['checks'])}; not possible: {out['not_possible']}\n")

@@ -20,8 +20,8 @@ from resumable import put, run, seeds
 from scipy.stats import halfnorm
 
 from bayesqid import laws, likelihood
+from bayesqid.answers import asking, project
 from bayesqid.answers import draws as answers
-from bayesqid.answers import project
 from bayesqid.inference import problem as problems
 from bayesqid.inference import sample, simulate
 
@@ -39,12 +39,12 @@ BANDS = ("mean", "new")
 
 def effective(bits: int) -> float:
     """Effective bits of a width in the default group."""
-    return project.target_of(None, bits, project.DEFAULT_METHOD, family=None, params=1e9, tokens=1e12).effective_bits
+    return asking.target_of(None, bits, asking.DEFAULT_METHOD, family=None, params=1e9, tokens=1e12).effective_bits
 
 
 def world(source: str, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Cells made from a source's constants and the true parameters, under their names."""
-    recipes = tuple((method, effective(bits), project.DEFAULT_GROUP) for method in ("rtn", "gptq") for bits in FITTED)
+    recipes = tuple((method, effective(bits), asking.DEFAULT_GROUP) for method in ("rtn", "gptq") for bits in FITTED)
     blank = problems.build(simulate.grid(*GRID, seed=seed, recipes=recipes), laws.get("boxcox"), "hierarchical")
     rng = np.random.default_rng(seed)
     b, natural = simulate.with_settings(blank, simulate.published_settings(source, blank) | WORLD, rng)
@@ -81,7 +81,7 @@ def refit(source: str, seed: int) -> dict:
         own = cells.isel(cell=np.flatnonzero(cells["family"].to_numpy() == family))
         ends = (own[name].to_numpy() for name in ("n_params_nonembedding", "train_tokens"))
         params, tokens = (float(np.sqrt(values.min() * values.max())) for values in ends)
-        targets += [project.target_of(None, bits, project.DEFAULT_METHOD, family=family, params=params, tokens=tokens)
+        targets += [asking.target_of(None, bits, asking.DEFAULT_METHOD, family=family, params=params, tokens=tokens)
                     for bits in widths]  # fmt: skip
     law = np.array([truth_of(target, true) for target in targets])
     rng = np.random.default_rng([seed, 2])

@@ -22,8 +22,8 @@ from arviz_stats.sampling_diagnostics import ess, rhat
 
 from bayesqid import cells as cells_module
 from bayesqid import files, laws
+from bayesqid.answers import asking, project
 from bayesqid.answers import draws as answers
-from bayesqid.answers import project
 from bayesqid.importers import sources
 from bayesqid.inference import problem as problems
 from bayesqid.inference import sample, simulate
@@ -95,7 +95,7 @@ def projections(tree: xr.DataTree, family: str) -> dict[str, tuple[answers.Targe
     params, tokens = (float(np.exp(np.log(own[n]).mean())) for n in ("n_params_nonembedding", "train_tokens"))
 
     def target(known: str | None, bits: int, **size) -> answers.Target:
-        return project.target_of(None, bits, project.DEFAULT_METHOD, family=known, **size)
+        return asking.target_of(None, bits, asking.DEFAULT_METHOD, family=known, **size)
 
     far = {"params": 70e9, "tokens": 1e14}
     return {

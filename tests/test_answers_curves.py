@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import posteriors
-from bayesqid.answers import curves, project
+from bayesqid.answers import asking, curves, project
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +12,7 @@ def posterior():
 
 def target(**changes):
     facts = {"family": None, "params": 7e9, "tokens": 1e12} | changes
-    return project.target_of(None, 3, "gptq", **facts)
+    return asking.target_of(None, 3, "gptq", **facts)
 
 
 def test_the_grid_holds_the_asked_tokens_and_reaches_beyond_asked_and_fitted(posterior):

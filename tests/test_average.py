@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bayesqid.answers import average, project
+from bayesqid.answers import asking, average, project
 from bayesqid.errors import BadInput
 from posteriors import posterior, tree
 
@@ -19,7 +19,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def targets(pair):
-    return project.targets(pair["low"], 1e13, 7e9, bits=3.0)
+    return asking.targets(pair["low"], 1e13, 7e9, bits=3.0)
 
 
 def test_below_a_quantile_of_the_mixture_lies_the_weighted_share_of_the_components(pair, targets):
@@ -67,7 +67,7 @@ def test_an_unknown_band_is_refused(pair, targets):
 def test_a_posterior_in_memory_answers_as_one_read_from_a_file():
     made = tree(log_k=-2.0, seed=2)
     found = average.of_tree(made, "boxcox")
-    wanted = project.targets(found, 1e13, 7e9, bits=3.0)
+    wanted = asking.targets(found, 1e13, 7e9, bits=3.0)
     np.testing.assert_array_equal(
         project.qid_draws(found, wanted, "new")[0], project.qid_draws(posterior(log_k=-2.0, seed=2), wanted, "new")[0]
     )

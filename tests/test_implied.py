@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bayesqid import laws
-from bayesqid.answers import draws, project, standing
+from bayesqid.answers import draws, standing, wording
 from bayesqid.inference import implied
 
 
@@ -65,7 +65,7 @@ def test_a_replaced_prior_is_not_told_in_the_words_of_the_shipped_one():
 
 def test_tables_fit_eighty_columns():
     rows = [row | {"bits": 4.0} for row in implied.table(laws.get("kumar"), columns(), 2000)]
-    assert all(len(line) <= 80 for line in implied.as_text(rows, project.count_text, project.short).splitlines())
+    assert all(len(line) <= 80 for line in implied.as_text(rows, wording.count_text, wording.short).splitlines())
 
 
 def run(*words, cwd):

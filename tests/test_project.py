@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from bayesqid import files, laws, methods
-from bayesqid.answers import draws, project
+from bayesqid.answers import asking, draws, project, wording
 from bayesqid.answers.draws import Target
 from bayesqid.errors import BadInput
 from bayesqid.inference import hyper, problem, simulate
@@ -256,7 +256,7 @@ def test_contraction_compares_variances():
 
 def test_the_object_has_the_keys_of_the_contract_and_no_nan():
     posterior = make(size=10)
-    answer = project.as_json(project.project(posterior, project.targets(posterior, 1e14)))
+    answer = project.as_json(project.project(posterior, asking.targets(posterior, 1e14)))
     assert json.loads(json.dumps(answer, allow_nan=False)) == answer
     assert {"law", "model", "verdict", "band", "interval", "checks", "posterior", "assumptions", "excluded",
             "rows"} == set(answer)  # fmt: skip
@@ -295,22 +295,22 @@ def test_families_are_found_whatever_their_case_and_unknown_ones_refused():
 
 def test_a_recipe_and_bits_of_the_same_kind_are_one_target():
     rest = {"family": "F0", "params": 1e9, "tokens": 1e11}
-    text, bits = project.target_of("gptq-w4-g128", 0, "x", **rest), project.target_of(None, 4, "gptq", **rest)
+    text, bits = asking.target_of("gptq-w4-g128", 0, "x", **rest), asking.target_of(None, 4, "gptq", **rest)
     assert text == bits
     assert text.effective_bits == 4.125
-    assert project.target_of("rtn-w3-g32-asym", 0, "x", **rest).effective_bits == 3 + 19 / 32
-    assert project.target_of("rtn-w3", 0, "x", **rest).per_channel
+    assert asking.target_of("rtn-w3-g32-asym", 0, "x", **rest).effective_bits == 3 + 19 / 32
+    assert asking.target_of("rtn-w3", 0, "x", **rest).per_channel
     # each column's group number stands once for all rows of a layer
-    assert project.target_of("gptq-w4-g128-act", 0, "x", **rest).effective_bits == 4 + 16 / 128 + 32 / 4096
-    kinds = {name: project.target_of(name, 0, "x", **rest) for name in ("gptq-w4-act", "rtn-nf4", "rtn-mxint4")}
+    assert asking.target_of("gptq-w4-g128-act", 0, "x", **rest).effective_bits == 4 + 16 / 128 + 32 / 4096
+    kinds = {name: asking.target_of(name, 0, "x", **rest) for name in ("gptq-w4-act", "rtn-nf4", "rtn-mxint4")}
     assert {name: methods.effect_key(*methods.canonical(one.method)) for name, one in kinds.items()} == {
         "gptq-w4-act": "gptq-actorder", "rtn-nf4": "bnb-nf4", "rtn-mxint4": "rtn-mxint"
     }  # fmt: skip
     for bad in (0.5, 17.0, math.nan, math.inf):
         with pytest.raises(BadInput, match="--bits"):
-            project.target_of(None, bad, "gptq", **rest)
+            asking.target_of(None, bad, "gptq", **rest)
     with pytest.raises(BadInput, match="baseline"):
-        project.target_of("none", 0, "x", **rest)
+        asking.target_of("none", 0, "x", **rest)
 
 
 KNOWN = {"model": "M-7B", "family": "F1", "n_params_nonembedding": 6.5e9}
@@ -318,13 +318,13 @@ KNOWN = {"model": "M-7B", "family": "F1", "n_params_nonembedding": 6.5e9}
 
 def test_a_question_takes_the_defaults_for_what_it_leaves_out():
     posterior = make()
-    default = project.targets(posterior, 1e14)
+    default = asking.targets(posterior, 1e14)
     assert {(t.family, t.tokens, t.method, t.effective_bits - t.bits) for t in default} == {(None, 1e14, "gptq", 0.125)}
     assert {(t.params, t.bits) for t in default} == {(n, b) for n in (1e9, 7e9, 70e9, 405e9) for b in (2, 3, 4)}
-    named = project.targets(posterior, 1e14, known=KNOWN, recipes="rtn-w3, gptq-w4-g128")
+    named = asking.targets(posterior, 1e14, known=KNOWN, recipes="rtn-w3, gptq-w4-g128")
     assert [(t.family, t.params, t.method) for t in named] == [("F1", 6.5e9, "rtn"), ("F1", 6.5e9, "gptq")]
-    assert project.targets(posterior, 1e14, known=KNOWN, new_family=True)[0].family is None
-    assert project.targets(posterior, 1e14, known=KNOWN | {"family": "other"})[0].family is None
+    assert asking.targets(posterior, 1e14, known=KNOWN, new_family=True)[0].family is None
+    assert asking.targets(posterior, 1e14, known=KNOWN | {"family": "other"})[0].family is None
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_a_question_takes_the_defaults_for_what_it_leaves_out():
 )  # fmt: skip
 def test_a_question_that_contradicts_itself_is_refused(asked, why):
     with pytest.raises(BadInput, match=why) as caught:
-        project.targets(make(), **({"tokens": 1e12} | asked))
+        asking.targets(make(), **({"tokens": 1e12} | asked))
     assert "\n" not in str(caught.value)
 
 
@@ -345,7 +345,7 @@ def test_a_question_that_contradicts_itself_is_refused(asked, why):
     [(7e9, "7B"), (6.98e9, "6.98B"), (1e14, "100T"), (2.5e5, "250k"), (12, "12"), (1.69e15, "1690T"), (1e16, "1e+16")],
 )
 def test_counts_in_short_form(value, want):
-    assert project.count_text(value) == want
+    assert wording.count_text(value) == want
 
 
 def test_a_posterior_file_is_named_or_here_or_bundled_and_never_guessed(tmp_path, monkeypatch):

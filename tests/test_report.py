@@ -9,14 +9,14 @@ import pytest
 
 import posteriors
 from bayesqid import report
-from bayesqid.answers import project
+from bayesqid.answers import asking, project
 from bayesqid.report import blocks, figures, pages, records, tables, words
 
 FIGURES = ("fan", "forest", "predictive")
 
 
 def projected(posterior, tokens=1e14, **options):
-    return project.project(posterior, project.targets(posterior, tokens, **options))
+    return project.project(posterior, asking.targets(posterior, tokens, **options))
 
 
 @pytest.fixture(scope="module")

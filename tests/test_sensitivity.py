@@ -9,14 +9,14 @@ import xarray as xr
 
 import posteriors
 from bayesqid import laws
-from bayesqid.answers import draws, identification, project, reweighting, sensitivity, standing
+from bayesqid.answers import asking, draws, identification, project, reweighting, sensitivity, standing
 from bayesqid.errors import BadInput
 
 TARGET = {"params": 7e10, "tokens": 1e14}
 
 
 def target(family=None):
-    return project.target_of(None, 4.0, "gptq", family=family, **TARGET)
+    return asking.target_of(None, 4.0, "gptq", family=family, **TARGET)
 
 
 def made(model="hierarchical", **wanted):
@@ -259,7 +259,7 @@ def test_halved_and_doubled_priors_give_what_a_refit_gives():
         return draws.Posterior(tree, draws.flatten(tree["posterior"].to_dataset()), "x", "0", "file"), effective
 
     base, base_effective = fit(1.0, 1)
-    targets = [project.target_of(None, 4.0, "gptq", family=f, **TARGET) for f in (None, "F0")]
+    targets = [asking.target_of(None, 4.0, "gptq", family=f, **TARGET) for f in (None, "F0")]
     rows = sensitivity.prior_scale(base, targets, "beta", band="mean")
     for factor in (0.5, 2.0):
         other, effective = fit(factor, 2)

@@ -170,7 +170,7 @@ from bayesqid.measure.lock import Entry
 source, place, kind, first, count = sys.argv[1:]
 whole = Path(source).read_bytes()
 read = {"measurements": sources.read_cells, "posterior": lambda path: (
-    lambda found: project.as_json(project.project(found, project.targets(found, 1e13), "new")))(draws.read(path))}[kind]
+    lambda found: project.as_json(project.project(found, asking.targets(found, 1e13), "new")))(draws.read(path))}[kind]
 for number in range(int(first), int(first) + int(count)):
     chance, spoiled = random.Random(number), bytearray(whole)
     if number % 4 == 0:

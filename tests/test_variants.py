@@ -7,7 +7,7 @@ import pytest
 
 from bayesqid import cells as cells_module
 from bayesqid import files, laws
-from bayesqid.answers import draws, level, project
+from bayesqid.answers import asking, draws, level, project
 from bayesqid.answers.level import Observed
 from bayesqid.errors import BadInput
 from bayesqid.inference import problem, sample, simulate
@@ -32,14 +32,14 @@ def phase(tmp_path_factory):
 def test_a_law_without_tokens_projects_and_no_tokens_move_it(phase):
     assert phase.law == laws.variant("boxcox", "phase")
     assert "beta" not in phase.sample["term"].values
-    made = [project.project(phase, project.targets(phase, tokens, params=3e9), "mean") for tokens in (1e11, 1e14)]
+    made = [project.project(phase, asking.targets(phase, tokens, params=3e9), "mean") for tokens in (1e11, 1e14)]
     np.testing.assert_array_equal(made[0]["median"], made[1]["median"])
     assert made[0].attrs["verdict"] != "not identified"
     assert json.dumps(project.as_json(made[1]), allow_nan=False)
 
 
 def test_a_law_without_tokens_has_its_report(phase, tmp_path):
-    asked = project.project(phase, project.targets(phase, 1e12))
+    asked = project.project(phase, asking.targets(phase, 1e12))
     page = write(phase, asked, tmp_path / "report")
     assert "beta" not in json.dumps(phase.law.term_names)
     assert page.read_text().startswith("<!")
@@ -55,7 +55,7 @@ def test_student_t_tails_and_covariates_of_the_model_reach_the_answers(tmp_path)
     law = laws.variant("boxcox", "both", ["student-t", "vocabulary", "loss"])
     posterior = fitted(law, tmp_path / "p.nc")
     assert posterior.law == law
-    found = project.project(posterior, project.targets(posterior, 1e12, params=3e9), "new")
+    found = project.project(posterior, asking.targets(posterior, 1e12, params=3e9), "new")
     assert (found["upper90"] > found["median"]).all()
     tokens = level.as_json(level.level(posterior, 3e9, [Observed(4, 0.05, 0.004)]))
     assert json.dumps(tokens, allow_nan=False)

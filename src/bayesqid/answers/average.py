@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import files
-from bayesqid.answers import draws, project
+from bayesqid.answers import draws, project, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 
@@ -120,14 +120,14 @@ def as_text(averages: Mapping[str, xr.Dataset]) -> str:
     for name, verdict in out["verdicts"].items():
         told.setdefault(verdict, []).append(name)
     for verdict, names in told.items():
-        lines += textwrap.wrap(f"Verdict for {', '.join(names)}: {project.VERDICTS[verdict]}.", 80)
+        lines += textwrap.wrap(f"Verdict for {', '.join(names)}: {wording.VERDICTS[verdict]}.", 80)
     lines += ["", f"{'':<27}{'params':>7}{'tokens':>7}{'bits':>5} {'median':>8}{'90 % band':>18}{'>0.2':>6}"]
     parts = [*out["components"].items(), *((f"mixture by {n}", one["rows"]) for n, one in out["mixtures"].items())]
     for name, rows in parts:
         for row in rows:
-            outer = f"{project.short(row['lower90'])} - {project.short(row['upper90'])}"
+            outer = f"{wording.short(row['lower90'])} - {wording.short(row['upper90'])}"
             lines.append(
-                f"{name[:26]:<27}{project.count_text(row['params']):>7}{project.count_text(row['tokens']):>7}"
-                f"{row['bits']:>5.3g} {project.short(row['median']):>8}{outer:>18}{row['p_gt_0.2']:>6.0%}"
+                f"{name[:26]:<27}{wording.count_text(row['params']):>7}{wording.count_text(row['tokens']):>7}"
+                f"{row['bits']:>5.3g} {wording.short(row['median']):>8}{outer:>18}{row['p_gt_0.2']:>6.0%}"
             )
     return "\n".join(lines)

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import likelihood, methods
-from bayesqid.answers import draws, project
+from bayesqid.answers import asking, draws, project, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 
@@ -39,7 +39,7 @@ SMALLEST = 1e-290
 FEWEST_EFFECTIVE = 50
 QUANTITIES = ("tokens", "tokens_per_param")
 # project's own sentences speak of a band of QiD
-VERDICTS = project.VERDICTS | {
+VERDICTS = wording.VERDICTS | {
     "extrapolation": "extrapolation: the 90 % interval or the model leaves the range of the data",
     "not identified": "not identified: the data do not inform the tokens exponent",
 }
@@ -91,7 +91,7 @@ def parse_tokens_prior(text: str) -> tuple[float, float]:
 
 def checked_prior(bounds: tuple[float, float]) -> tuple[float, float]:
     """The same bounds of the prior of D if they can be used, else `BadInput`."""
-    smallest, largest = project.LIMITS["tokens"]
+    smallest, largest = asking.LIMITS["tokens"]
     low, high = bounds
     if not (math.isfinite(low) and math.isfinite(high) and smallest <= low < high <= largest):
         raise BadInput(
@@ -107,7 +107,7 @@ def targets_of(qids: Sequence[Observed], method: str, **model) -> list[Target]:
     targets = []
     for one in map(checked, qids):
         text, bits = (one.bits, 4.0) if isinstance(one.bits, str) else (None, float(one.bits))
-        targets.append(project.target_of(text, bits, method, **model))
+        targets.append(asking.target_of(text, bits, method, **model))
     keys = [(t.method, t.effective_bits, t.per_channel) for t in targets]
     for number, key in enumerate(keys):
         if key in keys[:number]:
@@ -207,7 +207,7 @@ def level(
     posterior: Posterior,
     params: float,
     qids: Sequence[Observed],
-    method: str = project.DEFAULT_METHOD,
+    method: str = asking.DEFAULT_METHOD,
     family: str | None = None,
     tokens_prior: tuple[float, float] = TOKENS_PRIOR,
     seed: int = project.SEED,
@@ -220,7 +220,7 @@ def level(
     """
     if "beta" not in posterior.law.term_names:
         raise BadInput("This posterior's law has no effect of tokens (--drivers phase): sample one that has.")
-    params = project.positive("params", params)
+    params = asking.positive("params", params)
     lower, upper = checked_prior(tokens_prior)
     family = None if family is None else draws.require_family(posterior, family)
     # the place of D is taken by every value of the grid later
@@ -314,14 +314,14 @@ def as_text(answer: xr.Dataset) -> str:
     whose = "of a new family" if out["family"] == "new" else f"of family {out['family']}"
     lines += [
         textwrap.fill(f"Verdict: {VERDICTS[out['verdict']]}.", 80),
-        f"Training tokens of a model of {project.count_text(out['params'])} parameters {whose};",
+        f"Training tokens of a model of {wording.count_text(out['params'])} parameters {whose};",
         f"equal-tailed; law {out['law']}, model {out['model']}; learning rate {out['assumptions']['lr_phase']};",
         f"{out['assumptions']['text']}.",
         "",
         f"{'':<18}{'median':>9} {'50 % interval':>18} {'90 % interval':>18}",
     ]
     shown = {
-        "tokens": project.count_text,
+        "tokens": wording.count_text,
         "tokens_per_param": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
     }
     for quantity, show in shown.items():
@@ -335,7 +335,7 @@ def as_text(answer: xr.Dataset) -> str:
     prior = out["prior"]
     lines += [
         "",
-        f"Prior: log-uniform from {project.count_text(prior['lower'])} to {project.count_text(prior['upper'])} tokens; "
+        f"Prior: log-uniform from {wording.count_text(prior['lower'])} to {wording.count_text(prior['upper'])} tokens; "
         f"posterior mass in its outer 1 %:",
         f"{prior['mass_at_lower_edge']:.2%} at the lower edge, {prior['mass_at_upper_edge']:.2%} at the upper.",
     ]

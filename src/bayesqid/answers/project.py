@@ -1,7 +1,6 @@
 """Projection: credible intervals of QiD for models, tokens and recipes that nobody has measured."""
 
 import json
-import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,52 +8,14 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from bayesqid import likelihood, methods, recipe
-from bayesqid.answers import draws
+from bayesqid import likelihood, methods
+from bayesqid.answers import draws, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 
 BANDS = ("mean", "new", "observed")
 THRESHOLDS = (0.1, 0.2, 0.5)
-DEFAULT_PARAMS = (1e9, 7e9, 70e9, 405e9)
-DEFAULT_BITS = (2, 3, 4)
-DEFAULT_METHOD = "gptq"
-DEFAULT_GROUP = 128
-LIMITS = {"params": (1e3, 1e16), "tokens": (1e3, 1e19)}
 SEED = 20260
-LR_PHASES = ("annealed", "decaying", "constant")
-VERDICTS = {
-    "ok": "ok: inside the range of the data",
-    "extrapolation": "extrapolation: outside the range of the data, believe the law before you believe the band",
-    "not identified": "not identified: the data do not inform the tokens exponent, the band is the prior's",
-    "checks failed": "checks failed: the sampler's own checks did not pass, do not use these numbers",
-}
-
-
-def positive(name: str, value: float) -> float:
-    """The value if it is a finite count in a believable range; `BadInput` otherwise."""
-    low, high = LIMITS[name]
-    if not (math.isfinite(value) and low <= value <= high):
-        raise BadInput(f"--{name} is {value:g}: give a number between {low:g} and {high:g}, e.g. {name} 7e9.")
-    return float(value)
-
-
-def target_of(text: str | None, bits: float, method: str, **rest) -> Target:
-    """A target from a recipe text, or from bits and a method in the default group of 128 with 16-bit scales."""
-    if text is not None:
-        wanted = recipe.parse(text)
-        if wanted.method == "none":
-            raise BadInput("Recipe 'none' is the baseline and loses nothing: name a recipe such as gptq-w4-g128.")
-        per_channel = wanted.group_size == -1
-        # a large model's layer: what is stored once a row or column costs a few thousandths of a bit
-        effective = recipe.effective_bits(wanted, [(4096, 4096)])
-        return Target(
-            effective_bits=effective, method=wanted.quantizer, bits=wanted.bits, per_channel=per_channel, **rest
-        )
-    if not (math.isfinite(bits) and 1 <= bits <= 16):
-        raise BadInput(f"--bits is {bits:g}: give a number from 1 to 16.")
-    effective = bits + recipe.FORMATS["int"].scale_bits / DEFAULT_GROUP
-    return Target(effective_bits=effective, method=method, bits=bits, **rest)
 
 
 def quantile_names(name: str) -> dict[str, float]:
@@ -201,20 +162,6 @@ def as_json(projection: xr.Dataset) -> dict:
     }  # fmt: skip
 
 
-def count_text(value: float) -> str:
-    """A count in short form: 7e9 -> 7B, 1e14 -> 100T."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            short = value / size
-            return f"{short:.3g}{unit}" if short < 999.5 else f"{short:.0f}{unit}" if short < 1e4 else f"{value:.2g}"
-    return f"{value:g}"
-
-
-def short(value: float) -> str:
-    """A number in at most seven characters, with three significant digits where they fit."""
-    return next(text for text in (f"{value:.3g}", f"{value:.2g}", f"{value:.0e}") if len(text) <= 7)
-
-
 def as_text(projection: xr.Dataset) -> str:
     """The projection as a table for a terminal of 80 columns, verdict first."""
     attrs = projection.attrs
@@ -223,7 +170,7 @@ def as_text(projection: xr.Dataset) -> str:
     lines = [f"Checks failed: {', '.join(failed)}."] if failed else []
     takes = json.loads(attrs["assumptions"])
     lines += [
-        *textwrap.wrap(f"Verdict: {VERDICTS[attrs['verdict']]}.", 80),
+        *textwrap.wrap(f"Verdict: {wording.VERDICTS[attrs['verdict']]}.", 80),
         *textwrap.wrap(
             f"QiD in nats per token; band {attrs['band']!r}, equal-tailed; law {attrs['law']}, model {attrs['model']}; "
             f"learning rate {takes['lr_phase']}; {takes['text']}.", 80),
@@ -232,49 +179,14 @@ def as_text(projection: xr.Dataset) -> str:
         f"{'>0.2':>6}",
     ]
     for row in rows(projection):
-        inner = f"{short(row['lower50'])} - {short(row['upper50'])}"
-        outer = f"{short(row['lower90'])} - {short(row['upper90'])}"
+        inner = f"{wording.short(row['lower50'])} - {wording.short(row['upper50'])}"
+        outer = f"{wording.short(row['lower90'])} - {wording.short(row['upper90'])}"
         lines.append(
-            f"{row['family'][:9]:<10}{count_text(row['params']):>7}{count_text(row['tokens']):>7}{row['bits']:>5.3g} "
-            f"{short(row['median']):>8} {inner:>17} {outer:>17}{row['p_gt_0.2']:>6.0%}"
+            f"{row['family'][:9]:<10}{wording.count_text(row['params']):>7}{wording.count_text(row['tokens']):>7}"
+            f"{row['bits']:>5.3g} "
+            f"{wording.short(row['median']):>8} {inner:>17} {outer:>17}{row['p_gt_0.2']:>6.0%}"
         )
     beyond = [r["extrapolation"] for r in rows(projection)]
     most_n, most_d = max(r["n_ratio"] for r in beyond), max(r["d_ratio"] for r in beyond)
     lines += ["", f"Beyond the data by at most {most_n:.3g}x in N and {most_d:.3g}x in D."]
     return "\n".join(lines)
-
-
-def targets(
-    posterior: Posterior, tokens: float, params: float | None = None, known: dict | None = None,
-    bits: float | None = None, recipes: str | None = None, method: str = DEFAULT_METHOD,
-    family: str | None = None, new_family: bool = False, lr_phase: str = "annealed",
-) -> list[Target]:  # fmt: skip
-    """Targets of a question in the words of the command line; what is not said takes the defaults.
-
-    1B, 7B, 70B and 405B parameters; 2, 3 and 4 bits under GPTQ in groups of 128; a new family. `known` describes a
-    named model (`bayesqid.importers.tables.lookup_model`). `BadInput` where two options contradict each other or a
-    number is not believable.
-    """
-    if params is not None and known is not None:
-        raise BadInput("--params and --model-name both set the size: give one of them.")
-    if bits is not None and recipes is not None:
-        raise BadInput("--bits and --recipes both set the bits: give one of them.")
-    if family is not None and new_family:
-        raise BadInput("--family and --new-family contradict each other: give one of them.")
-    if lr_phase not in LR_PHASES:
-        raise BadInput(f"--lr-phase {lr_phase!r} is not known: choose one of {', '.join(LR_PHASES)}.")
-    sizes = DEFAULT_PARAMS if params is None else (positive("params", params),)
-    if known is not None:
-        sizes = (positive("params", known["n_params_nonembedding"]),)
-        if family is None and not new_family and known["family"] in posterior.families:
-            family = known["family"]
-    named = family and draws.require_family(posterior, family)
-    count = positive("tokens", tokens)
-    kinds = [(text.strip(), 0.0) for text in recipes.split(",")] if recipes else []
-    kinds = kinds or [(None, width) for width in (DEFAULT_BITS if bits is None else (bits,))]
-    key = draws.require_method(posterior, method)
-    return [
-        target_of(text, width, key, family=named, params=size, tokens=count, lr_phase=lr_phase)
-        for size in sizes
-        for text, width in kinds
-    ]

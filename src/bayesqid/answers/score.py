@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import methods
-from bayesqid.answers import baselines, draws, project
+from bayesqid.answers import baselines, draws, project, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 from bayesqid.likelihood import LN10
@@ -41,7 +41,7 @@ MAY_LACK = ("vocab_size", "loss16")
 COPIED = ("family", "model", "checkpoint", "quantizer", "generation", "source", "eval_dataset", "bits",
           "effective_bits", "n_params_nonembedding", "train_tokens", "qid", "qid_se", "censored")  # fmt: skip
 GROUPS = {"by_family": "family", "by_method": "quantizer", "by_bits": "nearest_bits", "by_generation": "generation"}
-VERDICTS = project.VERDICTS | {
+VERDICTS = wording.VERDICTS | {
     "extrapolation": "extrapolation: rows lie outside the range of the data that were fitted",
     "not identified": "not identified: the fitted data do not inform the tokens exponent",
 }

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import laws
-from bayesqid.answers import draws, identification, project
+from bayesqid.answers import asking, draws, identification, project, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.answers.reweighting import ALPHAS, k_limit, power_slope, smoothed, weighted_quantile
 from bayesqid.errors import BadInput
@@ -185,9 +185,9 @@ def power_scaling(posterior: Posterior, targets: Sequence[Target], band: str = "
 
 def default_targets(posterior: Posterior, params: float, tokens: float, bits: float) -> list[Target]:
     """One size, tokens and bits under the default method for a new family and for every fitted one."""
-    method = draws.require_method(posterior, project.DEFAULT_METHOD)
-    return [project.target_of(None, bits, method, family=family, params=project.positive("params", params),
-                              tokens=project.positive("tokens", tokens))
+    method = draws.require_method(posterior, asking.DEFAULT_METHOD)
+    return [asking.target_of(None, bits, method, family=family, params=asking.positive("params", params),
+                              tokens=asking.positive("tokens", tokens))
             for family in (None, *posterior.families)]  # fmt: skip
 
 
@@ -210,15 +210,15 @@ def as_text(found: dict) -> str:
     if found["prior_scale"]:
         first = found["prior_scale"][0]
         lines += textwrap.wrap(
-            f"QiD at {project.count_text(first['params'])} parameters, {project.count_text(first['tokens'])} tokens "
+            f"QiD at {wording.count_text(first['params'])} parameters, {wording.count_text(first['tokens'])} tokens "
             f"and {first['bits']:.3g} bits, band {found['band']!r}, equal-tailed, when both scales of the prior of "
             f"{first['term']} change; by reweighting, nothing is sampled again.", 80)  # fmt: skip
         lines += ["", f"{'family':<12}{'prior scales':<14}{'median':>8}{'90 % interval':>20}{'eff. draws':>12}{'k':>7}"]
         for family in dict.fromkeys(row["family"] for row in found["prior_scale"]):
             for row in (r for r in found["prior_scale"] if r["family"] == family):
                 lost = row["median"] is None
-                middle = "-" if lost else project.short(row["median"])
-                span = "too few draws" if lost else f"{project.short(row['lower90'])} - {project.short(row['upper90'])}"
+                middle = "-" if lost else wording.short(row["median"])
+                span = "too few draws" if lost else f"{wording.short(row['lower90'])} - {wording.short(row['upper90'])}"
                 k = "" if row["pareto_k"] is None else f"{row['pareto_k']:.2f}"
                 lines.append(f"{family[:11] if row['factor'] == 1.0 else '':<12}"
                              f"{names.get(row['factor'], str(row['factor'])):<14}{middle:>8}{span:>20}"

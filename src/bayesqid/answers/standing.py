@@ -4,16 +4,16 @@ import json
 import textwrap
 
 from bayesqid import methods
-from bayesqid.answers import identification, project, sensitivity
+from bayesqid.answers import asking, identification, sensitivity
 from bayesqid.answers.draws import Posterior, Target
 
 
 def asked(tokens: float, params: float | None = None, bits: float | None = None) -> list[Target]:
     """Targets of a new family under the default method, default 1B to 405B at 2, 3 and 4 bits."""
-    sizes = project.DEFAULT_PARAMS if params is None else (project.positive("params", params),)
-    method = methods.effect_key(*methods.canonical(project.DEFAULT_METHOD))
-    return [project.target_of(None, width, method, family=None, params=size, tokens=project.positive("tokens", tokens))
-            for size in sizes for width in (project.DEFAULT_BITS if bits is None else (bits,))]  # fmt: skip
+    sizes = asking.DEFAULT_PARAMS if params is None else (asking.positive("params", params),)
+    method = methods.effect_key(*methods.canonical(asking.DEFAULT_METHOD))
+    return [asking.target_of(None, width, method, family=None, params=size, tokens=asking.positive("tokens", tokens))
+            for size in sizes for width in (asking.DEFAULT_BITS if bits is None else (bits,))]  # fmt: skip
 
 
 def of(posterior: Posterior, params: float, tokens: float, bits: float) -> dict:

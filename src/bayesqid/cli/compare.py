@@ -49,12 +49,12 @@ def compare(
     import sys
 
     from bayesqid import cells, files, laws
-    from bayesqid.answers import average, project
+    from bayesqid.answers import asking, average
     from bayesqid.importers import sources
 
-    project.positive("params", params)
-    project.positive("tokens", tokens)
-    project.target_of(None, bits, project.DEFAULT_METHOD, family=None, params=params, tokens=tokens)
+    asking.positive("params", params)
+    asking.positive("tokens", tokens)
+    asking.target_of(None, bits, asking.DEFAULT_METHOD, family=None, params=params, tokens=tokens)
     if output is not None:
         files.writable(output / "comparison.nc")
     joined = cells.check(cells.join([sources.read_cells(name) for name in data or ["atlas"]]))
@@ -73,7 +73,7 @@ def compare(
         files.write_netcdf(found, output / "comparison.nc")
 
     posteriors = {name: average.of_tree(tree, name) for name, tree in trees.items()}
-    targets = project.targets(next(iter(posteriors.values())), tokens, params, bits=bits)
+    targets = asking.targets(next(iter(posteriors.values())), tokens, params, bits=bits)
     averages = {name: average.average(posteriors, weights, targets) for name, weights in scores.weights(found).items()}
     if as_json:
         print(json.dumps(scores.as_json(found) | {"projection": average.as_json(averages)}, allow_nan=False))

@@ -37,7 +37,7 @@ def project(
     import shlex
     import sys
 
-    from bayesqid.answers import draws
+    from bayesqid.answers import asking, draws
     from bayesqid.answers import project as answer
 
     found = draws.read(posterior)
@@ -47,7 +47,7 @@ def project(
         from bayesqid.importers.tables import lookup_model
 
         known = lookup_model(model_name)
-    targets = answer.targets(found, tokens, params, known, bits, recipes, method, family, new_family, lr_phase)
+    targets = asking.targets(found, tokens, params, known, bits, recipes, method, family, new_family, lr_phase)
     result = answer.project(found, targets, band)
     result.attrs["command"] = shlex.join(["bayesqid", *sys.argv[1:]])
     if output is not None:

@@ -18,9 +18,9 @@ def report(
 ) -> None:
     """Write a posterior's report: one HTML page, the same as Markdown, figures and their data. Nothing is sampled."""
     from bayesqid import report as page
-    from bayesqid.answers import draws, project
+    from bayesqid.answers import asking, draws, project
 
     found = draws.read(posterior)
     typer.echo(f"Posterior: {found.path} ({found.origin}).", err=True)
-    targets = project.targets(found, tokens, family=family)
+    targets = asking.targets(found, tokens, family=family)
     typer.echo(page.write(found, project.project(found, targets, band), output))

@@ -62,7 +62,7 @@ def priors(
     import json
 
     from bayesqid import laws as table
-    from bayesqid.answers import draws, project, standing
+    from bayesqid.answers import draws, standing, wording
     from bayesqid.importers import sources
     from bayesqid.inference import implied
 
@@ -81,7 +81,7 @@ def priors(
         return
     print(implied.priors_text(chosen, rows))
     if predictive:
-        print("\n" + implied.as_text(found, project.count_text, project.short))
+        print("\n" + implied.as_text(found, wording.count_text, wording.short))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import jinja2
 import xarray as xr
 
 from bayesqid import files
-from bayesqid.answers import curves, identification, project
+from bayesqid.answers import curves, identification, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 from bayesqid.report import blocks, figures, records, standing, tables, words
@@ -42,7 +42,7 @@ def heading(posterior: Posterior, projection: xr.Dataset) -> dict:
     return {
         "title": f"QiD projection, law {projection.attrs['law']}",
         "verdict": projection.attrs["verdict"],
-        "verdict_sentence": words.sentence(project.VERDICTS[projection.attrs["verdict"]]),
+        "verdict_sentence": words.sentence(wording.VERDICTS[projection.attrs["verdict"]]),
         "alerts": words.alerts(posterior, projection),
         "summary": words.summary(posterior, projection),
     }

@@ -2,12 +2,12 @@
 
 import json
 
-from bayesqid.answers import project, sensitivity
+from bayesqid.answers import sensitivity, wording
 from bayesqid.answers.draws import Posterior
 from bayesqid.report.blocks import Column, Table, chance, share, span
 
 SCALES = {1.0: "as fitted", 0.5: "halved", 2.0: "doubled"}
-COUNTED = project.count_text
+COUNTED = wording.count_text
 
 
 def diagnosis(posterior: Posterior) -> tuple[Table, ...]:
@@ -50,7 +50,7 @@ def priors(posterior: Posterior) -> tuple[Table, ...]:
             Column("family", lambda row: row["family"], number=False, one_line=True),
             Column(f"prior scales of {first['term']}", lambda row: SCALES.get(row["factor"], str(row["factor"])),
                    number=False),
-            Column("median QiD", lambda row: "" if row["median"] is None else project.short(row["median"])),
+            Column("median QiD", lambda row: "" if row["median"] is None else wording.short(row["median"])),
             Column("90 %", _band),
             Column("effective draws", lambda row: f"{row['effective']:.0f}"),
         )  # fmt: skip

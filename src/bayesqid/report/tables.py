@@ -3,13 +3,13 @@
 import numpy as np
 import xarray as xr
 
-from bayesqid.answers import curves, draws, identification, project
+from bayesqid.answers import curves, draws, identification, project, wording
 from bayesqid.answers.draws import Posterior
 from bayesqid.report.blocks import Column, Table, chance, number, share, span
 
 DESTROYED = 0.5
 CENTRAL = {"lower90": 0.05, "lower50": 0.25, "upper50": 0.75, "upper90": 0.95}
-COUNTED = project.count_text
+COUNTED = wording.count_text
 FAMILY = Column("family", lambda row: row["family"], number=False, one_line=True)
 
 

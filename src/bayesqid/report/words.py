@@ -5,7 +5,7 @@ import shlex
 
 import xarray as xr
 
-from bayesqid.answers import project
+from bayesqid.answers import asking, project, wording
 from bayesqid.answers.draws import Posterior
 from bayesqid.report.blocks import chance, number, share, span
 from bayesqid.report.tables import COUNTED, DESTROYED, times
@@ -38,9 +38,9 @@ def alerts(posterior: Posterior, projection: xr.Dataset) -> list[str]:
     failed = failed_checks(posterior)
     out = [f"Checks failed: {', '.join(failed)}."] if failed else []
     if not project.informed(posterior, None) and projection.attrs["verdict"] == "checks failed":
-        out.append(sentence(project.VERDICTS["not identified"]))
+        out.append(sentence(wording.VERDICTS["not identified"]))
     if is_outside(projection) and projection.attrs["verdict"] not in ("extrapolation", "ok"):
-        out.append(sentence(project.VERDICTS["extrapolation"]))
+        out.append(sentence(wording.VERDICTS["extrapolation"]))
     if posterior.tree.attrs.get("warning"):
         out.append(str(posterior.tree.attrs["warning"]))
     return out
@@ -211,7 +211,7 @@ def commands(posterior: Posterior, projection: xr.Dataset) -> tuple[str, ...]:
     """Command lines that lead to this page, as far as the files recorded them or the question is the default one."""
     fit, asked = posterior.tree.attrs.get("command"), projection.attrs.get("command")
     rows = project.rows(projection)
-    usual = {(n, float(b), project.DEFAULT_METHOD) for n in project.DEFAULT_PARAMS for b in project.DEFAULT_BITS}
+    usual = {(n, float(b), asking.DEFAULT_METHOD) for n in asking.DEFAULT_PARAMS for b in asking.DEFAULT_BITS}
     one_question = len({(row["tokens"], row["family"]) for row in rows}) == 1
     if asked is None and one_question and {(row["params"], row["bits"], row["method"]) for row in rows} == usual:
         name = posterior.path.replace("\\", "/").rsplit("/", 1)[-1]
