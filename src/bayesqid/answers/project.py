@@ -1,6 +1,5 @@
 """Projection: credible intervals of QiD for models, tokens and recipes that nobody has measured."""
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import likelihood, methods
-from bayesqid.answers import draws, wording
+from bayesqid.answers import draws, record, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 
@@ -115,11 +114,9 @@ def project(posterior: Posterior, targets: Sequence[Target], band: str = "new") 
         "per_channel": [t.per_channel for t in named],
     }  # fmt: skip
     outside = any(row["n_ratio"] > 1 or row["d_ratio"] > 1 or row["p_outside"] for row in beyond)
-    attrs = {
-        "law": posterior.tree.attrs["law"], "model": posterior.tree.attrs["model"], "band": band, "interval": "eti",
-        "verdict": verdict(posterior, [t.family for t in named], outside), "checks": json.dumps(posterior.checks),
-        "assumptions": json.dumps(assumptions(named)), "excluded": posterior.cells.attrs["excluded"],
-        "posterior": json.dumps({"path": posterior.path, "sha256": posterior.sha256, "origin": posterior.origin}),
+    told = verdict(posterior, [t.family for t in named], outside)
+    attrs = record.attrs(posterior, told, assumptions(named)) | {
+        "band": band, "excluded": posterior.cells.attrs["excluded"]
     }  # fmt: skip
     data = {name: ("target", value) for name, value in values.items()}
     return xr.Dataset(data, {name: ("target", value) for name, value in coords.items()}, attrs)
@@ -155,24 +152,17 @@ def rows(projection: xr.Dataset) -> list[dict]:
 
 def as_json(projection: xr.Dataset) -> dict:
     """The projection as one object of the `--json` contract."""
-    attrs = projection.attrs
-    decoded = {name: json.loads(attrs[name]) for name in ("checks", "posterior", "assumptions", "excluded")}
-    return {name: attrs[name] for name in ("law", "model", "verdict", "band", "interval")} | decoded | {
-        "rows": rows(projection)
-    }  # fmt: skip
+    return record.decoded(projection.attrs) | {"rows": rows(projection)}
 
 
 def as_text(projection: xr.Dataset) -> str:
     """The projection as a table for a terminal of 80 columns, verdict first."""
-    attrs = projection.attrs
-    checks = json.loads(attrs["checks"])
-    failed = [name for name, good in checks.items() if not good]
-    lines = [f"Checks failed: {', '.join(failed)}."] if failed else []
-    takes = json.loads(attrs["assumptions"])
-    lines += [
-        *textwrap.wrap(f"Verdict: {wording.VERDICTS[attrs['verdict']]}.", 80),
+    told = record.decoded(projection.attrs)
+    takes = told["assumptions"]
+    lines = [
+        *wording.opening(told),
         *textwrap.wrap(
-            f"QiD in nats per token; band {attrs['band']!r}, equal-tailed; law {attrs['law']}, model {attrs['model']}; "
+            f"QiD in nats per token; band {told['band']!r}, equal-tailed; law {told['law']}, model {told['model']}; "
             f"learning rate {takes['lr_phase']}; {takes['text']}.", 80),
         "",
         f"{'family':<10}{'params':>7}{'tokens':>7}{'bits':>5} {'median':>8} {'50 % band':>17} {'90 % band':>17}"

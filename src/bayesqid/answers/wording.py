@@ -1,5 +1,8 @@
 """Words and numbers of the answers as people read them."""
 
+import textwrap
+from collections.abc import Mapping
+
 VERDICTS = {
     "ok": "ok: inside the range of the data",
     "extrapolation": "extrapolation: outside the range of the data, believe the law before you believe the band",
@@ -20,3 +23,10 @@ def count_text(value: float) -> str:
 def short(value: float) -> str:
     """A number in at most seven characters, with three significant digits where they fit."""
     return next(text for text in (f"{value:.3g}", f"{value:.2g}", f"{value:.0e}") if len(text) <= 7)
+
+
+def opening(record: Mapping, verdicts: Mapping[str, str] = VERDICTS) -> list[str]:
+    """First lines of an answer for a terminal: failed checks, then the verdict. `record`: `record.decoded`."""
+    failed = [name for name, good in record["checks"].items() if not good]
+    lines = textwrap.wrap(f"Checks failed: {', '.join(failed)}.", 80) if failed else []
+    return lines + textwrap.wrap(f"Verdict: {verdicts[record['verdict']]}.", 80)
