@@ -72,7 +72,7 @@ def _open(path: str | Path, opener: Callable, kind: str):
     if not path.is_file():
         raise BadInput(f"There is no {kind} file {path}: name an existing one.")
     try:
-        return opener(path, engine="h5netcdf").load()
+        return opener(path)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} cannot be read as a netCDF {kind} file ({reason}): make it again.") from error
@@ -82,11 +82,11 @@ def open_dataset(path: str | Path) -> "xr.Dataset":
     """Read a netCDF Dataset into memory; `BadInput` when it is missing or corrupt."""
     import xarray as xr
 
-    return _open(path, xr.open_dataset, "dataset")
+    return _open(path, lambda found: xr.open_dataset(found, engine="h5netcdf").load(), "dataset")
 
 
 def open_tree(path: str | Path) -> "xr.DataTree":
     """Read a netCDF DataTree into memory; `BadInput` when it is missing or corrupt."""
-    import xarray as xr
+    from bayesqid import netcdf
 
-    return _open(path, xr.open_datatree, "posterior")
+    return _open(path, netcdf.open_tree, "posterior")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Posterior:
     sha256: str
     origin: str
 
-    @property
+    @cached_property
     def law(self) -> laws.Law:
         """The law that was fitted."""
         return law_of(self.tree)
@@ -69,7 +70,7 @@ class Posterior:
         """Named checks of the run."""
         return json.loads(self.tree.attrs["checks"])
 
-    @property
+    @cached_property
     def cells(self) -> xr.Dataset:
         """The cells that were fitted."""
         return self.tree["cells"].to_dataset()
