@@ -1,5 +1,7 @@
 """What the commands share: options under one name and help, the posterior opened, the answer printed."""
 
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +22,18 @@ NewFamily = Annotated[bool, typer.Option("--new-family", help="A family nobody h
 Method = Annotated[str, typer.Option(help="Quantizer, in groups of 128 weights.")]
 LrPhase = Annotated[str, typer.Option(help="Learning rate assumed: annealed, decaying or constant.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes on stderr.")]
+
+
+def _hush(quiet: bool) -> bool:
+    # whoever writes notes or progress finds sys.stderr shut; `main` kept the real one for errors
+    if quiet:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    return quiet
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_hush, help="No notes and no progress, only errors, on stderr.")
+]
 
 
 def opened(path: str | None, quiet: bool = False) -> "Posterior":

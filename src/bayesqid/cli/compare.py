@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bayesqid.cli import common
+
 
 def compare(
     data: Annotated[
@@ -42,6 +44,7 @@ def compare(
         typer.Option("--output", "-o", help="Folder for posteriors, scores and finished fits.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: common.Quiet = False,
 ) -> None:
     """Compare laws by what they predict of data left out, and average their projections."""
     import json

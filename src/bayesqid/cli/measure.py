@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bayesqid.cli import common
+
 
 def measure(
     target: Annotated[str, typer.Argument(metavar="SUITE|FOLDER|HUB/ID@REVISION", help="What to measure.")] = "tiny",
@@ -50,6 +52,7 @@ def measure(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed again.")] = False,
     jobs: Annotated[int, typer.Option(help="Checkpoints measured at once, 0 to choose.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: common.Quiet = False,
 ) -> None:
     """Measure how much quantization raises the loss of a suite's checkpoints or of one model.
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bayesqid.cli import common
+
 
 def sample(
     data: Annotated[
@@ -25,6 +27,7 @@ def sample(
     draws: Annotated[int, typer.Option(help="Draws per chain.", min=50)] = 800,
     tune: Annotated[int, typer.Option(help="Tuning steps per chain.", min=100)] = 600,
     output: Annotated[Path, typer.Option("--output", "-o", help="Posterior file to write.")] = Path("posterior.nc"),
+    quiet: common.Quiet = False,
 ) -> None:
     """Infer the posterior of a law from measurements (default: the published atlas)."""
     import json

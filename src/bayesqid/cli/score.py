@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bayesqid.cli import common
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -21,6 +23,7 @@ def score(
         bool, typer.Option("--all", help="Score also rows of a table that inference leaves out by default.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: common.Quiet = False,
 ) -> None:
     """Score a posterior's predictions against measurements that were not fitted."""
     import json

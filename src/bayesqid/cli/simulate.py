@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bayesqid.cli import common
+
 
 def simulate(
     law: Annotated[
@@ -24,6 +26,7 @@ def simulate(
     sizes: Annotated[int, typer.Option(help="Sizes per family.", min=1, max=100)] = 2,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="File of cells to write.")] = Path("cells.nc"),
+    quiet: common.Quiet = False,
 ) -> None:  # fmt: skip
     """Make cells from a law with known parameters; what is not set is drawn from the prior."""
     import json
