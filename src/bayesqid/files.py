@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +85,8 @@ def open_dataset(path: str | Path) -> "xr.Dataset":
     return _open(path, lambda found: xr.open_dataset(found, engine="h5netcdf").load(), "dataset")
 
 
-def open_tree(path: str | Path) -> "xr.DataTree":
-    """Read a netCDF DataTree into memory; `BadInput` when it is missing or corrupt."""
+def open_tree(path: str | Path, leave: Collection[str] = ()) -> "xr.DataTree":
+    """Read a netCDF DataTree into memory, but for some groups; `BadInput` when it is missing or corrupt."""
     from bayesqid import netcdf
 
-    return _open(path, netcdf.open_tree, "posterior")
+    return _open(path, lambda found: netcdf.open_tree(found, leave), "posterior")

@@ -4,7 +4,7 @@ xarray's own readers build a lazy, indexable stand-in for every variable. A post
 all read at once, and that machinery takes longer than the rest of an answer, imports included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ _LAYOUT = ("CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid",
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
 
 
-def open_tree(path: str | Path) -> xr.DataTree:
-    """The whole file in memory; `OSError`, `KeyError`, `ValueError` or `TypeError` where it is no sound netCDF-4."""
+def open_tree(path: str | Path, leave: Collection[str] = ()) -> xr.DataTree:
+    """The file in memory but for the groups of the top level named in `leave`.
+
+    `OSError`, `KeyError`, `ValueError` or `TypeError` where it is no sound netCDF-4.
+    """
     with h5py.File(path, "r") as file:
-        groups = dict(_groups(file, "/"))
+        groups = {where: found for where, found in _groups(file, "/") if where.split("/")[1] not in leave}
         scales = {int(item.attrs["_Netcdf4Dimid"]): name for _, variables in groups.values()
                   for name, item in variables.items() if "CLASS" in item.attrs and "_Netcdf4Dimid" in item.attrs
                   }  # fmt: skip

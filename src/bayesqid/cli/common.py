@@ -40,7 +40,7 @@ def opened(path: str | None, quiet: bool = False) -> "Posterior":
     """The posterior that an answer reads; which one it is goes to stderr."""
     from bayesqid.answers import draws
 
-    found = draws.read(path)
+    found = draws.read(path, brief=True)
     if not quiet:
         typer.echo(f"Posterior: {found.path} ({found.origin}).", err=True)
     return found
