@@ -27,11 +27,11 @@ Answers go to stdout, as text or with `--json` as one JSON object; progress and 
 
 def leaves(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Commands that do something, with the words that call them."""
-    children = getattr(command, "commands", None)
+    children = command.list_commands(None) if hasattr(command, "list_commands") else []
     if not children:
         yield name, command
-    for child, below in (children or {}).items():
-        yield from leaves(below, f"{name} {child}".strip())
+    for child in children:
+        yield from leaves(command.get_command(None, child), f"{name} {child}".strip())
 
 
 def plain(words: str) -> str:

@@ -109,6 +109,37 @@ BAD = {
     "project nowhere.nc": "nowhere.nc",
     "report nowhere.nc": "nowhere.nc",
     "level nowhere.nc --params 7e9 --qid 4=.1:.01": "nowhere.nc",
+    "project --loss-law nobody": "'nobody'",
+    "project --tokens-range 5": "--tokens-range",
+    "project --tokens-range 1e14:1e11": "--tokens-range",
+    "project --population --new-family": "--population",
+    "project --points 3": "--points",
+    "project --targets nowhere.csv": "nowhere.csv",
+    "project --targets lacking.csv": "lacking.csv",
+    "tokens nowhere.nc": "nowhere.nc",
+    "tokens --threshold 0": "--threshold",
+    "tokens --threshold nan": "--threshold",
+    "tokens --bits 1e400": "--bits",
+    "tokens --family nobody": "'nobody'",
+    "choose nowhere.nc --params 7e9 --tokens 1e12": "nowhere.nc",
+    "choose --tokens 1e12": "--params",
+    "choose --params 0 --tokens 1e12": "--params",
+    "choose --params 7e9 --tokens 1e400": "--tokens",
+    "choose --params 7e9 --tokens 1e12 --tolerance -1": "--tolerance",
+    "choose --params 7e9 --tokens 1e12 --confidence 1.5": "--confidence",
+    "choose --memory 6 --tokens 1e12 --loss-law chinchilla": "--memory",
+    "choose --memory 6GB --tokens 1e12": "--loss-law",
+    "choose --params 7e9 --tokens 1e12 --recipes none": "none",
+    "drivers nowhere.nc": "nowhere.nc",
+    "drivers --tokens 1e12": "--tokens",
+    "drivers --family nobody": "'nobody'",
+    "drivers --suite nobody": "'nobody'",
+    "next nowhere.nc": "nowhere.nc",
+    "next --suite nobody": "'nobody'",
+    "next --budget 0": "--budget",
+    "next --budget many": "--budget",
+    "next --params nan": "--params",
+    "level --params 7e9 --measurements nowhere.nc": "nowhere.nc",
     "project half.nc": "half.nc",
     "project void.nc": "void.nc",
     "project text.nc": "text.nc",
@@ -253,7 +284,7 @@ def test_a_folder_without_permission_is_said_before_the_work(bayesqid, tmp_path)
 def test_what_ends_a_command_from_outside(bayesqid, monkeypatch, raised, code, says):
     from bayesqid.answers import draws
 
-    def stop(_):
+    def stop(*_, **__):
         raise raised
 
     monkeypatch.setattr(draws, "read", stop)
@@ -280,7 +311,7 @@ def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["bayesqid", "project"])
-    monkeypatch.setattr(draws, "read", lambda _: 1 / 0)
+    monkeypatch.setattr(draws, "read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main()
 

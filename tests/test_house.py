@@ -135,7 +135,7 @@ def test_docs_name_only_commands_and_options_that_exist():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("tutorial", "project", "choose", "tokens", "level", "drivers", "next"))])
 def test_shown_outputs_are_what_the_commands_print(page):
     script = runpy.run_path(str(DOCS / "make_outputs.py"))
     shown = script["blocks"]((ROOT / page).read_text())

@@ -2,14 +2,15 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from bayesqid import files, laws, methods
-from bayesqid.answers import asking, draws, project, wording
+from bayesqid import cli, files, laws, methods
+from bayesqid.answers import asking, draws, loss_laws, project, wording
 from bayesqid.answers.draws import Target
 from bayesqid.errors import BadInput
 from bayesqid.inference import hyper, problem, simulate
@@ -184,7 +185,7 @@ def test_a_coordinate_is_the_median_of_the_nearest_cells_that_have_it():
         # the nearest of all, at this size, are among those that do not tell
         values[np.argmax(posterior.cells["n_params_nonembedding"].values)] = known
         posterior.tree["cells"] = posterior.cells.assign_coords(vocab_size=("cell", values.copy()))
-        np.testing.assert_equal(draws.nearest(posterior, 1e6, "vocab_size"), want)
+        np.testing.assert_equal(draws.nearest(replace(posterior), 1e6, "vocab_size"), want)
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_does_not():
@@ -263,7 +264,7 @@ def test_the_object_has_the_keys_of_the_contract_and_no_nan():
     assert len(answer["rows"]) == 12
     assert set(answer["rows"][0]) == {
         "family", "params", "tokens", "bits", "method", "effective_bits", *project.quantile_names(""),
-        "p_gt_0.1", "p_gt_0.2", "p_gt_0.5", "p_saturated", "extrapolation",
+        "p_gt_0.1", "p_gt_0.2", "p_gt_0.5", "p_saturated", "extrapolation", "lr_phase", "shares",
     }  # fmt: skip
     assert answer["rows"][0]["family"] == "new"
     assert answer["interval"] == "eti"
@@ -372,3 +373,119 @@ def test_a_new_family_rests_on_the_prior_where_families_are_independent():
     independent = replace(posterior, tree=tree)
     assert not project.informed(independent, None)
     assert project.informed(posterior, None)
+
+
+def test_the_population_mean_is_the_law_at_mu_without_any_family():
+    posterior = make(size=MANY, sd=0.2)
+    asked = asking.targets(posterior, 1e12, params=3e9, bits=3, population=True)
+    eta = draws.log_law(posterior, asked, np.random.default_rng(0))
+    np.testing.assert_allclose(eta, closed(), rtol=1e-12)
+    drawn = draws.log_law(posterior, [replace(TARGET, family=None)], np.random.default_rng(0))
+    assert drawn.std() > 0.2
+    answer = project.project(posterior, [*asked, TARGET, replace(TARGET, family=None)], "mean")
+    assert [row["family"] for row in project.rows(answer)] == ["population", "F0", "new"]
+    assert project.rows(answer)[0]["lower90"] == pytest.approx(project.rows(answer)[0]["upper90"])
+    text = project.as_text(answer)
+    assert text.count("population ") == 1
+
+
+def test_every_count_of_tokens_is_answered_as_if_asked_alone_and_curves_are_smooth():
+    posterior = make(size=400, spread=SPREAD, tau=0.5, sd=0.2)
+    asked = asking.targets(posterior, tokens_range="1e11:1e14", params=3e9, family="F0")
+    found = project.rows(project.project(posterior, asked))
+    assert len(found) == 3 * asking.POINTS
+    for row in (found[0], found[20]):
+        alone = project.project(posterior, asking.targets(posterior, row["tokens"], params=3e9, family="F0"))
+        again = [one for one in project.rows(alone) if one["bits"] == row["bits"]]
+        assert again == [row]
+    # one law at every count: the logarithm of the median is straight but for the ceiling, without own draws' jitter
+    medians = np.log([row["median"] for row in found if row["bits"] == 4])
+    steps = np.diff(medians)
+    assert (np.diff([row["tokens"] for row in found[:13]]) > 0).all()
+    assert np.abs(np.diff(steps)).max() < 0.01
+    jitter = [project.qid_draws(posterior, [one], "new", seed)[0] for seed, one in enumerate(asked[26:])]
+    assert np.abs(np.diff(np.log(np.median(jitter, axis=(1, 2))), 2)).max() > 0.03
+
+
+CERTAIN = loss_laws.LossLaw("own", "chinchilla", {"E": 1.5, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28})
+
+
+def test_the_quantized_loss_is_the_law_plus_qid():
+    posterior = make(size=2000, spread=SPREAD)
+    before = 1.5 + 400 * 3e9**-0.34 + 400 * 1e12**-0.28
+    row = project.rows(project.project(posterior, [TARGET], "new", CERTAIN))[0]
+    assert row["loss"]["loss16"] == pytest.approx(before)
+    for name in project.quantile_names(""):
+        assert row["loss"][name] == pytest.approx(before + row[name], rel=1e-9)
+    # QiD itself is the same, whatever law of the loss is asked for
+    plain = project.rows(project.project(posterior, [TARGET], "new"))[0]
+    assert plain == {name: value for name, value in row.items() if name != "loss"}
+
+
+def test_the_uncertainty_of_the_loss_law_is_independent_of_that_of_qid():
+    """Variances add: of QiD with a known spread, and of an irreducible loss whose sd is 0.05."""
+    posterior = make(size=MANY, terms={"log_k": np.random.default_rng(6).normal(-2, 0.3, MANY)})
+    unsure = replace(CERTAIN, sd=dict.fromkeys(CERTAIN.mean, 0.0) | {"E": 0.05})
+    qid, _ = project.qid_draws(posterior, [TARGET], "mean")
+    answer = project.project(posterior, [TARGET], "mean", unsure)
+    loss16 = loss_laws.draws(unsure, [3e9], [1e12], MANY, np.random.default_rng(0)).std()
+    assert loss16 == pytest.approx(0.05, rel=VARIANCE)
+    row = project.rows(answer)[0]["loss"]
+    # both are nearly normal: half the central half is 0.6745 of a standard deviation
+    width = (row["upper50"] - row["lower50"]) / (2 * 0.6745)
+    alone = np.subtract(*np.quantile(qid, [0.75, 0.25])) / (2 * 0.6745)
+    assert width == pytest.approx(math.hypot(alone, 0.05), rel=0.03)
+
+
+def test_the_object_says_which_loss_law_and_not_by_which_command():
+    posterior = make(size=10)
+    answer = project.project(posterior, [TARGET], loss_law="chinchilla")
+    answer.attrs["command"] = "bayesqid project"
+    told = project.as_json(answer)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert "command" not in told
+    assert told["loss_law"]["sd"]["A"] == 124.58
+    assert "independent" in told["loss_law"]["uncertainty"]
+    assert project.as_json(project.project(posterior, [TARGET], loss_law="ouyang"))["loss_law"]["sd"] is None
+    with pytest.raises(BadInput, match="no loss law 'nobody'"):
+        project.project(posterior, [TARGET], loss_law="nobody")
+
+
+@pytest.mark.parametrize("law", loss_laws.LOSS_LAWS)
+def test_the_text_with_loss_and_shares_fits_a_terminal_and_says_what_is_known(law):
+    posterior = make(size=100, spread=SPREAD, law="boxcox", tau=1.0)
+    targets = [replace(TARGET, family=None, population=True, params=4.05e11, tokens=3e16), TARGET]
+    text = project.as_text(project.project(posterior, targets, loss_law=law), with_shares=True)
+    assert max(map(len, text.splitlines())) <= 80
+    flowing = " ".join(text.split())
+    assert loss_laws.uncertainty(loss_laws.read(law)) in flowing
+    assert loss_laws.read(law).citation in flowing
+    assert "ceiling of QiD is that of the fitted models" in flowing
+    assert len([line for line in text.splitlines() if line.startswith("F0")]) == 3
+
+
+def test_rows_of_several_phases_say_which():
+    posterior = make(size=10)
+    answer = project.as_json(project.project(posterior, [TARGET, replace(TARGET, lr_phase="constant")]))
+    assert [row["lr_phase"] for row in answer["rows"]] == ["annealed", "constant"]
+    assert answer["assumptions"]["lr_phase"] == "annealed, constant"
+
+
+def test_the_command_reads_a_table_and_prints_loss_and_shares(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("model,params,tokens,bits,family\nLLaMA-3-8B,,,4,\n,70e9,1e14,4,population\n")
+    words = ["bayesqid", "project", "--targets", "t.csv", "--loss-law", "chinchilla", "--shares"]
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+    text, last = capsys.readouterr().out.rsplit("\n{", 1)
+    found = json.loads("{" + last)
+    assert [(row["family"], row["tokens"]) for row in found["rows"]] == [("LLaMA-3", 15e12), ("population", 1e14)]
+    for row in found["rows"]:
+        assert row["loss"]["lower90"] < row["loss"]["median"] < row["loss"]["upper90"]
+        assert sum(row["shares"].values()) == pytest.approx(1)
+    assert found["rows"][1]["shares"]["family"] == 0
+    assert found["loss_law"]["name"] == "chinchilla"
+    assert len([line for line in text.splitlines() if line.startswith("LLaMA-3 ")]) == 3

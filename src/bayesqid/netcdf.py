@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 
 # attributes by which netCDF-4 lays dimensions on HDF5: readers hide them
-_LAYOUT = ("CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates",
-           "_NCProperties", "_nc3_strict")  # fmt: skip
+_REFERENCES = {"REFERENCE_LIST", "DIMENSION_LIST"}
+_OF_SCALES = {"NAME", "_Netcdf4Dimid"}
+_LAYOUT = {"CLASS", "_Netcdf4Coordinates", "_NCProperties", "_nc3_strict"} | _OF_SCALES
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
 
 
@@ -24,39 +25,44 @@ def open_tree(path: str | Path, leave: Collection[str] = ()) -> xr.DataTree:
     `OSError`, `KeyError`, `ValueError` or `TypeError` where it is no sound netCDF-4.
     """
     with h5py.File(path, "r") as file:
-        groups = {where: found for where, found in _groups(file, "/") if where.split("/")[1] not in leave}
-        scales = {int(item.attrs["_Netcdf4Dimid"]): name for _, variables in groups.values()
-                  for name, item in variables.items() if "CLASS" in item.attrs and "_Netcdf4Dimid" in item.attrs
+        groups = dict(_groups(file, "/", leave))
+        scales = {int(attributes["_Netcdf4Dimid"]): name for _, variables in groups.values()
+                  for name, (_, attributes) in variables.items() if {"CLASS", "_Netcdf4Dimid"} <= attributes.keys()
                   }  # fmt: skip
         data = {where: _dataset(group, variables, scales) for where, (group, variables) in groups.items()}
     return xr.DataTree.from_dict(data)
 
 
-def _groups(group: h5py.Group, path: str) -> Iterator[tuple[str, tuple[h5py.Group, dict[str, h5py.Dataset]]]]:
-    items = dict(group.items())
-    yield path, (group, {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)})
+# name -> dataset with its attributes, which are dear to read and so read once
+Variables = dict[str, tuple[h5py.Dataset, dict[str, Any]]]
+
+
+def _groups(group: h5py.Group, path: str, leave: Collection[str]) -> Iterator[tuple[str, tuple[h5py.Group, Variables]]]:
+    items = {name: item for name, item in group.items() if name not in leave or path != "/"}
+    yield path, (group, {name: (item, _attributes(item)) for name, item in items.items()
+                         if isinstance(item, h5py.Dataset)})  # fmt: skip
     for name, item in items.items():
         if isinstance(item, h5py.Group):
-            yield from _groups(item, f"{path.rstrip('/')}/{name}")
+            yield from _groups(item, f"{path.rstrip('/')}/{name}", leave)
 
 
-def _dataset(group: h5py.Group, variables: dict[str, h5py.Dataset], scales: dict[int, str]) -> xr.Dataset:
+def _dataset(group: h5py.Group, variables: Variables, scales: dict[int, str]) -> xr.Dataset:
     data = {
-        name: xr.Variable(_dims(name, item, scales), _values(item), _attributes(item))
-        for name, item in variables.items()
-        if not bytes(item.attrs.get("NAME", b"")).startswith(_BARE)
+        name: xr.Variable(_dims(name, item, attributes, scales), _values(item), _visible(attributes))
+        for name, (item, attributes) in variables.items()
+        if not bytes(attributes.get("NAME", b"")).startswith(_BARE)
     }
-    return xr.decode_cf(xr.Dataset(data, attrs=_attributes(group)))
+    return xr.decode_cf(xr.Dataset(data, attrs=_visible(_attributes(group))))
 
 
-def _dims(name: str, item: h5py.Dataset, scales: dict[int, str]) -> tuple[str, ...]:
+def _dims(name: str, item: h5py.Dataset, attributes: dict[str, Any], scales: dict[int, str]) -> tuple[str, ...]:
     """Names of the dimensions, by their numbers where the writer left those, else through references to the scales."""
     if item.ndim == 0:
         return ()
-    if "CLASS" in item.attrs and item.ndim == 1:
+    if "CLASS" in attributes and item.ndim == 1:
         return (name,)
-    if "_Netcdf4Coordinates" in item.attrs:
-        return tuple(scales[int(number)] for number in item.attrs["_Netcdf4Coordinates"])
+    if "_Netcdf4Coordinates" in attributes:
+        return tuple(scales[int(number)] for number in np.atleast_1d(attributes["_Netcdf4Coordinates"]))
     return tuple(item.file[refs[0]].name.rpartition("/")[2] for refs in item.attrs["DIMENSION_LIST"])
 
 
@@ -65,10 +71,17 @@ def _values(item: h5py.Dataset) -> np.ndarray:
 
 
 def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    return {name: _attribute(item.attrs[name]) for name in item.attrs if name not in _LAYOUT}
+    """Attributes by name; of those that lay out dimensions only what is needed, as each takes as long as a variable."""
+    names = list(item.attrs)
+    skipped = _REFERENCES | ({"_Netcdf4Coordinates"} if "CLASS" in names else _OF_SCALES)
+    return {name: _attribute(item.attrs[name]) for name in names if name not in skipped}
+
+
+def _visible(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in _LAYOUT}
 
 
 def _attribute(value: Any) -> Any:
     if isinstance(value, bytes):
-        return value.decode()
+        return value.decode() if not isinstance(value, np.bytes_) else value
     return value[0] if isinstance(value, np.ndarray) and value.shape == (1,) else value

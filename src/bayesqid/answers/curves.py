@@ -41,22 +41,21 @@ def bands(posterior: Posterior, targets: Sequence[Target], tokens: np.ndarray, b
     """
     names = project.quantile_names("")
     values = {name: np.empty((len(targets), tokens.size)) for name in (*names, "p_saturated", "n_ratio", "d_ratio")}
-    bits_outside = np.array([project.extrapolation(posterior, target)["p_outside"] for target in targets])
+    bits_outside = project.beyond(posterior, targets)["p_outside"]
     for j, count in enumerate(tokens):
         at = [replace(target, tokens=float(count)) for target in targets]
         # each count starts from the same seed and so takes the same random numbers: the curves are smooth
         qid, fullness = project.qid_draws(posterior, at, band)
-        for name, q in names.items():
-            values[name][:, j] = np.quantile(qid, q, axis=0)
+        for name, value in project.quantiles(qid, "").items():
+            values[name][:, j] = value
         values["p_saturated"][:, j] = (fullness > 1).mean(axis=0)
-        beyond = [project.extrapolation(posterior, target) for target in at]
-        values["n_ratio"][:, j] = [row["n_ratio"] for row in beyond]
-        values["d_ratio"][:, j] = [row["d_ratio"] for row in beyond]
+        beyond = project.beyond(posterior, at)
+        values["n_ratio"][:, j], values["d_ratio"][:, j] = beyond["n_ratio"], beyond["d_ratio"]
     outside = (values["n_ratio"] > 1) | (values["d_ratio"] > 1) | bits_outside[:, None]
     data = {name: (("panel", "tokens"), value) for name, value in values.items()}
     coords = {
         "tokens": tokens,
-        "family": ("panel", [t.family or "new" for t in targets]),
+        "family": ("panel", [t.of for t in targets]),
         "params": ("panel", [t.params for t in targets]),
         "bits": ("panel", [float(t.bits or t.effective_bits) for t in targets]),
         "effective_bits": ("panel", [t.effective_bits for t in targets]),

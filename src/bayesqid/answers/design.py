@@ -20,18 +20,19 @@ NOTHING = 1e-12
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidates: `row` stands for checkpoints that the law cannot tell apart, each of which may be picked once.
+    """Candidates: a row stands for checkpoints that the law cannot tell apart, one of each run in `runs`.
 
     In every draw ln QiD of row c under recipe r is sum_k weights[c, k] nodes[:, group[c], r, k] plus independent parts
     features[c, r, j] of variance v_j that also move the target by target_features[j]. Each scenario has its own v.
-    `hours` (row, recipe) is the cost of a recipe at a loaded checkpoint, `first` (row,) what loading adds.
+    `hours` is the cost of a recipe at a loaded checkpoint, `first` what loading adds.
     """
 
     nodes: np.ndarray  # (draw, group, recipe, node)
     group: np.ndarray  # (row,)
     weights: np.ndarray  # (row, node)
     features: np.ndarray  # (row, recipe, feature)
-    copies: np.ndarray  # (row,)
+    runs: np.ndarray  # (row, run), boolean
+    place: np.ndarray  # (row,), ln D
     target: np.ndarray  # (draw,)
     target_features: np.ndarray  # (feature,)
     variances: np.ndarray  # (scenario, feature)
@@ -43,9 +44,10 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pick:
-    """One checkpoint of a row with its recipes, their cost, and the target's variance after it, by scenario."""
+    """The checkpoint of one run in a row with its recipes, their cost, the target's variance after it by scenario."""
 
     row: int
+    run: int
     recipes: tuple[int, ...]
     hours: float
     variance: tuple[float, ...]
@@ -55,14 +57,13 @@ class Pick:
 class State:
     """What is still unknown in one scenario: covariances of a row's recipes, with the target, variance of the target.
 
-    `seen` (row, recipe, measurement) and `target_seen` hold L of the covariances that the picks so far took away, L L'.
+    `seen` (row, recipe, measurement) holds L of the covariances that the picks so far took away, L L'.
     """
 
     rows: np.ndarray  # (row, recipe, recipe)
     cross: np.ndarray  # (row, recipe)
     variance: float
     seen: np.ndarray
-    target_seen: np.ndarray
 
 
 def means(pool: Pool) -> np.ndarray:
@@ -87,7 +88,7 @@ def start(pool: Pool, scenario: int) -> State:
     rows += scaled @ pool.features.transpose(0, 2, 1)
     cross = np.einsum("ck,crk->cr", pool.weights, along[pool.group]) + scaled @ pool.target_features
     variance = float(target @ target / (draws - 1) + pool.variances[scenario] @ pool.target_features**2)
-    return State(rows, cross, variance, np.empty((*cross.shape, 0)), np.empty(0))
+    return State(rows, cross, variance, np.empty((*cross.shape, 0)))
 
 
 def covariance_with(pool: Pool, scenario: int, row: int, recipes: tuple[int, ...]) -> np.ndarray:
@@ -117,30 +118,32 @@ def condition(pool: Pool, state: State, scenario: int, row: int, recipes: tuple[
     return State(
         state.rows - further @ further.transpose(0, 2, 1), state.cross - further @ of_target,
         state.variance - float(of_target @ of_target), np.concatenate([state.seen, further], axis=2),
-        np.concatenate([state.target_seen, of_target]),
     )  # fmt: skip
 
 
-def bundles(pool: Pool, states: list[State], size: int, per_hour: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every row its recipes in the order in which they pay, up to `size`: (order, gain, hours), each (row, step).
+def bundles(
+    pool: Pool, states: list[State], weights: np.ndarray, per_hour: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every row its recipes in the order in which they pay: (order, gain, hours), each (row, step).
 
-    The gain is the fall of ln var(t) of all recipes up to a step, the least over the scenarios, their cost `hours`.
-    Each step takes the recipe that brings the most, per hour spent on the row if `per_hour`.
+    The gain is the fall of ln var(t) of all recipes up to a step, summed over the states with `weights`, their cost
+    `hours`. Each step takes the recipe that brings the most, per hour spent on the row if `per_hour`.
     """
     count, recipes = pool.noise.shape
-    all_rows, steps = np.arange(count), min(size, recipes)
+    all_rows = np.arange(count)
     rows = [state.rows + pool.shared + np.eye(recipes) * pool.noise[:, None, :] for state in states]
     cross = [state.cross.copy() for state in states]
     taken = [np.zeros(count) for _ in states]
     free, spent = np.ones((count, recipes), dtype=bool), pool.first.copy()
-    order = np.empty((count, steps), dtype=int)
-    gains, hours = np.empty((count, steps)), np.empty((count, steps))
-    for step in range(steps):
-        each = []
-        for state, own, along, before in zip(states, rows, cross, taken, strict=True):
-            share = (before[:, None] + along**2 / np.diagonal(own, axis1=1, axis2=2)) / state.variance
-            each.append(-np.log1p(-np.minimum(share, 1 - NOTHING)))
-        gain = np.minimum.reduce(each)
+    order = np.empty((count, recipes), dtype=int)
+    gains, hours = np.empty((count, recipes)), np.empty((count, recipes))
+    for step in range(recipes):
+        gain = np.zeros((count, recipes))
+        for weight, state, own, along, before in zip(weights, states, rows, cross, taken, strict=True):
+            # nothing is left of a recipe that is taken
+            left = np.maximum(np.diagonal(own, axis1=1, axis2=2), NOTHING)
+            share = (before[:, None] + along**2 / left) / state.variance
+            gain -= weight * np.log1p(-np.minimum(share, 1 - NOTHING))
         worth = gain / (spent[:, None] + pool.hours) if per_hour else gain
         best = np.where(free, worth, -np.inf).argmax(axis=1)
         order[:, step], gains[:, step] = best, gain[all_rows, best]
@@ -156,29 +159,42 @@ def bundles(pool: Pool, states: list[State], size: int, per_hour: bool) -> tuple
     return order, gains, hours
 
 
-def choose(
-    pool: Pool, most: int, hours: float = np.inf, per_hour: bool = True, measurements: int | None = None
+def greedy(
+    pool: Pool, weights: dict[int, float], most: int, hours: float, per_hour: bool, apart: float
 ) -> list[Pick]:
-    """Picks in order: at most `most` checkpoints, `measurements` of checkpoint and recipe, `hours` in all.
-
-    Each time the bundle with the largest fall of ln var(t), the least over the scenarios, per hour (per measurement
-    if not `per_hour`); greedy, so later picks know the earlier ones. No checkpoint is picked twice.
-    """
-    states = [start(pool, number) for number in range(len(pool.variances))]
-    copies, picks, left = pool.copies.copy(), [], np.inf if measurements is None else measurements
-    while len(picks) < most and left >= 1:
-        order, gain, cost = bundles(pool, states, int(min(left, pool.noise.shape[1])), per_hour)
-        worth = gain / (cost if per_hour else np.arange(1, cost.shape[1] + 1))
-        worth = np.where((copies[:, None] > 0) & (cost <= hours) & (gain > NOTHING), worth, -np.inf)
-        row, last = np.unravel_index(int(worth.argmax()), worth.shape)
+    """Picks for some scenarios with their weights, see `choose`; `variance` of a pick is in their order."""
+    states, scales = {number: start(pool, number) for number in weights}, np.array(list(weights.values()))
+    free, picks = pool.runs.copy(), []
+    while len(picks) < most:
+        order, gain, cost = bundles(pool, list(states.values()), scales, per_hour)
+        worth = np.where(free.any(axis=1)[:, None] & (cost <= hours) & (gain > NOTHING), gain, -np.inf)
+        row, last = map(int, np.unravel_index(int((worth / cost if per_hour else worth).argmax()), worth.shape))
         if not np.isfinite(worth[row, last]):
             break
         recipes = tuple(int(r) for r in np.sort(order[row, : last + 1]))
-        states = [condition(pool, state, number, int(row), recipes) for number, state in enumerate(states)]
-        copies[row] -= 1
-        hours, left = hours - cost[row, last], left - len(recipes)
-        picks.append(Pick(int(row), recipes, float(cost[row, last]), tuple(state.variance for state in states)))
+        states = {number: condition(pool, state, number, row, recipes) for number, state in states.items()}
+        run = int(free[row].argmax())
+        free[np.abs(pool.place - pool.place[row]) <= apart, run] = False
+        hours -= cost[row, last]
+        picks.append(Pick(row, run, recipes, float(cost[row, last]), tuple(s.variance for s in states.values())))
     return picks
+
+
+def choose(pool: Pool, most: int, hours: float = np.inf, per_hour: bool = True, apart: float = 0.0) -> list[Pick]:
+    """Picks in order: at most `most` checkpoints and `hours` in all.
+
+    Each time the checkpoint and bundle with the largest gain, per hour if `per_hour`; greedy, so later picks know the
+    earlier ones. The gain is the mean over the scenarios of the fall of ln var(t) as a share of the fall that picks for
+    that scenario alone reach (a compound design: neither scenario is given up for the other). No checkpoint is picked
+    twice, nor two of one run whose ln D are `apart` or less from each other.
+    """
+    weights = {0: 1.0}
+    if len(pool.variances) > 1:
+        for number in range(len(pool.variances)):
+            alone = greedy(pool, {number: 1.0}, most, hours, per_hour, apart)
+            fall = np.log(start(pool, number).variance / alone[-1].variance[0]) if alone else 1.0
+            weights[number] = 1 / (fall * len(pool.variances))
+    return greedy(pool, weights, most, hours, per_hour, apart)
 
 
 def after(pool: Pool, chosen: list[tuple[int, tuple[int, ...]]], scenario: int = 0) -> float:

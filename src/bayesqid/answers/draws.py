@@ -19,6 +19,8 @@ BUNDLED = "posterior.nc"
 # what an answer reads of a posterior
 GROUPS = ("posterior", "prior", "constant_data", "cells")
 ATTRS = ("law", "model", "checks")
+# what only reports and sensitivity read
+PER_CELL = ("log_likelihood", "posterior_predictive", "observed_data", "sample_stats")
 IDENTIFIED = 0.2
 
 
@@ -26,6 +28,7 @@ IDENTIFIED = 0.2
 class Target:
     """What is asked about: a model (family None: a new one), its N and D, and the recipe as the law sees it.
 
+    `population` (with family None): no family is drawn, the terms are the population's mean.
     `checkpoint` and `source_method` name levels: a fitted one's own deviation is used, targets that name the same
     new one share its draw. Without a name a checkpoint is told by family, N and D, and every target has a source of
     its own.
@@ -48,6 +51,12 @@ class Target:
     vocab_size: float | None = None
     loss16: float | None = None
     headroom: float | None = None
+    population: bool = False
+
+    @property
+    def of(self) -> str:
+        """Name of the family as tables and rows show it: a fitted one, "new" or "population"."""
+        return self.family or ("population" if self.population else "new")
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,13 @@ def locate(path: str | None) -> tuple[Path, str]:
     return (here, "file") if here.is_file() else (bundled.data_dir() / BUNDLED, "bundled")
 
 
-def read(path: str | None = None) -> Posterior:
-    """Read a posterior; `BadInput` if a named file is missing, corrupt or of another schema."""
+def read(path: str | None = None, brief: bool = False) -> Posterior:
+    """Read a posterior; `BadInput` if a named file is missing, corrupt or of another schema.
+
+    `brief`: without the groups that hold values per draw and cell, most of a file, which few answers read.
+    """
     where, origin = locate(path)
-    tree = files.open_tree(where)
+    tree = files.open_tree(where, PER_CELL if brief else ())
     if tree.attrs.get("schema") != SCHEMA:
         found = tree.attrs.get("schema")
         raise BadInput(f"{where} has schema {found!r}, not {SCHEMA}: give a file that `bayesqid sample` wrote.")
@@ -169,7 +181,7 @@ def require_method(posterior: Posterior, method: str) -> str:
 
 
 def columns(posterior: Posterior | None, targets: Sequence[Target]) -> dict[str, np.ndarray]:
-    """Targets as the columns that `laws.factor` reads; without a posterior, vocabulary and loss not given are NaN."""
+    """Targets as the columns that `laws.factor` reads; vocabulary and loss not given, or of no use, are NaN."""
     out = {
         "n_params_nonembedding": np.array([t.params for t in targets], dtype=float),
         "train_tokens": np.array([t.tokens for t in targets], dtype=float),
@@ -179,16 +191,20 @@ def columns(posterior: Posterior | None, targets: Sequence[Target]) -> dict[str,
         "ctx_len": np.array([t.context for t in targets], dtype=float),
         "lr_phase": np.array([t.lr_phase for t in targets]),
     }
-    for name in ("vocab_size", "loss16"):
+    used = {c.factor for c in posterior.law.covariates} if posterior is not None else set()
+    for name, factor in (("vocab_size", "ln V"), ("loss16", "ln loss")):
         known = [getattr(t, name) for t in targets]
-        out[name] = np.array([value if value is not None else np.nan if posterior is None
-                              else nearest(posterior, t.params, name)
+        left = {t.params for t, value in zip(targets, known, strict=True) if value is None}
+        usual = {size: nearest(posterior, size, name) if posterior and factor in used else np.nan for size in left}
+        out[name] = np.array([usual[t.params] if value is None else value
                               for t, value in zip(targets, known, strict=True)], dtype=float)  # fmt: skip
     return out
 
 
-def family_terms(posterior: Posterior, family: str | None, rng: np.random.Generator) -> np.ndarray:
+def family_terms(posterior: Posterior, family: str | None, rng: np.random.Generator | None) -> np.ndarray:
     """Terms of a family at the pivot, shape (draw, term); a new family is drawn from the population.
+
+    Without `rng` a new family's terms are the population's mean.
 
     A new family's slopes deviate from the population's about the median centre of the fitted families, because
     that is how the fitted families' do.
@@ -197,6 +213,8 @@ def family_terms(posterior: Posterior, family: str | None, rng: np.random.Genera
     if family is not None:
         return sample["theta"].sel(family=family).transpose("draw", "term").to_numpy()
     mu, sd = (sample[name].transpose("draw", "term").to_numpy() for name in ("mu", "sd"))
+    if rng is None:
+        return mu
     own = sd * rng.normal(size=mu.shape)
     if posterior.tree.attrs["model"] == "hierarchical":
         center = posterior.tree["constant_data"]
@@ -207,11 +225,16 @@ def family_terms(posterior: Posterior, family: str | None, rng: np.random.Genera
     return mu + own
 
 
-def deviations(posterior: Posterior, by: str, level: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Factor -> draws of the deviation of one level of a coordinate, at the pivot; an unseen level's are drawn."""
+def deviations(posterior: Posterior, by: str, level: Any, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """Factor -> draws of the deviation of one level of a coordinate, at the pivot; an unseen level's are drawn.
+
+    Without `rng` an unseen level does not deviate, nor does the level None at all.
+    """
     own = [effect for effect in posterior.law.effects if effect.by == by]
     if isinstance(level, str) and level in posterior.sample[by].values:
         return {effect.factor: posterior.sample[effect.name].sel({by: level}).to_numpy() for effect in own}
+    if rng is None or level is None:
+        return {effect.factor: np.zeros(posterior.size) for effect in own}
     spread = posterior.sample["spread"]
     drawn = {e.factor: spread.sel(effect=e.name).to_numpy() * rng.normal(size=posterior.size) for e in own}
     # slopes turn about the centre of the data, as those of the fitted levels do
@@ -226,12 +249,12 @@ RECIPE_LEVELS = {
     "generation": lambda t: methods.generation(t.method),
     "quantizer": lambda t: t.method,
     "width": lambda t: str(laws.width(t.effective_bits)),
-    "family_generation": lambda t: f"{t.family} | {methods.generation(t.method)}",
+    "family_generation": lambda t: None if t.population else f"{t.family} | {methods.generation(t.method)}",
 }
 
 
 def effects(
-    posterior: Posterior, by: str, levels: Sequence, factors: dict[str, np.ndarray], rng: np.random.Generator
+    posterior: Posterior, by: str, levels: Sequence, factors: dict[str, np.ndarray], rng: np.random.Generator | None
 ) -> np.ndarray:
     """Sum of all effects of a coordinate at every target's level, shape (draw, target); equal levels share draws."""
     out = np.zeros((posterior.size, len(levels)))
@@ -260,23 +283,43 @@ def log_law(posterior: Posterior, targets: Sequence[Target], rng: np.random.Gene
     No checkpoint, source or residual scatter is in it: those are what distinguishes the band `new` from `mean`.
     All targets of one new family share its draw, all recipes of one unseen quantizer share theirs.
     """
+    return sum(log_law_parts(posterior, targets, rng).values(), np.zeros((posterior.size, len(targets))))
+
+
+def log_law_parts(
+    posterior: Posterior, targets: Sequence[Target], rng: np.random.Generator | None
+) -> dict[str, np.ndarray]:
+    """What `log_law` is the sum of, each (draw, target); without `rng` nothing unseen deviates.
+
+    With f the factors of the terms at the median lam and mu the population's terms:
+    `family`: theta f of a fitted family, (theta - mu) f of a new one. `law`: mu f where the family is new, what lam
+    adds as it leaves its median, and the covariates. `phase`: covariates of learning-rate decay. `quantizer`: effects
+    of generation, method and bit width.
+    """
     sample, law = posterior.sample, posterior.law
     lam = sample["lam"].to_numpy()[:, None]
     data = columns(posterior, targets)
     names = {item.factor for item in (*law.terms, *law.effects)} - {"-x_P"}
     factors = {name: laws.FACTORS[name](data) for name in names}
+    middle = factors | {"-x_P": -laws.bit_scale(data["effective_bits"], np.median(lam))}
     factors["-x_P"] = -laws.bit_scale(data["effective_bits"], lam)
-    families = {family: family_terms(posterior, family, rng) for family in dict.fromkeys(t.family for t in targets)}
-    theta = np.stack([families[t.family] for t in targets], axis=1)
-    out = np.zeros(theta.shape[:2])
+    asked = dict.fromkeys((t.family, t.population) for t in targets)
+    terms = {key: family_terms(posterior, key[0], None if key[1] else rng) for key in asked}
+    base = {key: 0.0 if key[0] else family_terms(posterior, None, None) for key in asked}
+    theta = np.stack([terms[t.family, t.population] for t in targets], axis=1)
+    common = np.stack([base[t.family, t.population] + np.zeros_like(theta[:, 0]) for t in targets], axis=1)
+    parts = {name: np.zeros(theta.shape[:2]) for name in ("family", "law", "phase", "quantizer")}
     for number, term in enumerate(law.terms):
-        out = out + theta[:, :, number] * factors[term.factor]
+        whole, shared = theta[:, :, number], common[:, :, number]
+        parts["family"] += (whole - shared) * middle[term.factor]
+        parts["law"] += shared * middle[term.factor] + whole * (factors[term.factor] - middle[term.factor])
     for covariate in law.covariates:
         beta = sample["covariate"].sel(covariate_name=covariate.name).to_numpy()[:, None]
-        out = out + beta * laws.factor(covariate.factor, data, 0.0)
+        of = "phase" if covariate.factor.startswith("undecayed") else "law"
+        parts[of] += beta * laws.factor(covariate.factor, data, 0.0)
     for by, level_of in RECIPE_LEVELS.items():
-        out = out + effects(posterior, by, [level_of(t) for t in targets], factors, rng)
-    return out
+        parts["quantizer"] += effects(posterior, by, [level_of(t) for t in targets], factors, rng)
+    return parts
 
 
 def spread_of(posterior: Posterior, by: str) -> np.ndarray:

@@ -6,7 +6,7 @@ with the text on which QiD was measured.
 """
 
 import math
-import tomllib
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -86,6 +86,23 @@ def uncertainty(law: LossLaw) -> str:
     return "Its constants are drawn from their standard errors and correlations."
 
 
+def as_json(law: LossLaw) -> dict:
+    """The law as plain values: what an answer says of it."""
+    pairs = [[one, other, value] for (one, other), value in (law.correlation or {}).items()]
+    return {"name": law.name, "form": law.form, "values": dict(law.mean), "sd": dict(law.sd) or None,
+            "correlation": pairs or None, "citation": law.citation, "note": law.note,
+            "uncertainty": uncertainty(law)}  # fmt: skip
+
+
+def sentences(said: Mapping) -> list[str]:
+    """Lines of 80 columns above a table of losses; `said`: `as_json`."""
+    source = "; ".join(text for text in (said["citation"], said["note"]) if text)
+    text = (f"Loss after quantization, L16 + QiD, in nats per token; L16 by {said['name']}"
+            f"{f' ({source})' if source else ''}. {said['uncertainty']} The ceiling of QiD is that of the fitted "
+            "models of that size; the losses of two laws are not comparable.")  # fmt: skip
+    return textwrap.wrap(text, 80)
+
+
 def read(name: str | Path) -> LossLaw:
     """The law of that name, else of a TOML file; `BadInput` where a field cannot be used.
 
@@ -100,6 +117,8 @@ def read(name: str | Path) -> LossLaw:
         close = get_close_matches(str(name), LOSS_LAWS, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise BadInput(f"There is no loss law {str(name)!r}{hint}: give {', '.join(LOSS_LAWS)} or a TOML file.")
+    import tomllib  # most questions name no file
+
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -119,7 +138,8 @@ def from_table(given: Mapping, where: str) -> LossLaw:
     for key in ("citation", "note"):
         if not isinstance(given.get(key, ""), str):
             raise BadInput(f"{where} has {key} = {given[key]!r}: give a text in quotes.")
-    values = _numbers(given.get("values"), form, f"{where}, [values]", 1 / LARGEST, dict.fromkeys(FORMS[form][1], LARGEST))
+    most = dict.fromkeys(FORMS[form][1], LARGEST)
+    values = _numbers(given.get("values"), form, f"{where}, [values]", 1 / LARGEST, most)
     sd = {}
     if "sd" in given:
         # wider than this a constant is not known at all, and its logarithm not nearly normal

@@ -16,13 +16,13 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import laws, likelihood
-from bayesqid.answers import asking, draws, project, record, wording
+from bayesqid.answers import asking, candidates, project, record, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5)
 HIGHEST_THRESHOLD = 100.0
-# Ouyang et al. 2024, arXiv 2411.17691, Table 1, GPTQ: {params: {threshold in nats: trillions of tokens at 2, 3, 4 bits}}
+# Ouyang et al. 2024, arXiv 2411.17691, Table 1, GPTQ: {params: {threshold in nats: tokens / 1e12 at 2, 3 and 4 bits}}
 PRINTED = {
     1e9: {0.2: (0.0011, 0.1089, 1.4424), 0.3: (0.0025, 0.1990, 2.6786),
           0.4: (0.0043, 0.3051, 4.1556), 0.5: (0.0066, 0.4251, 5.8422)},
@@ -34,7 +34,7 @@ PRINTED = {
             0.4: (0.0567, 7.2311, 139.6892), 0.5: (0.0868, 10.0754, 196.3829)},
 }  # fmt: skip
 PRINTED_BITS, PRINTED_METHOD = (2.0, 3.0, 4.0), "gptq"
-# where an inversion is that of a constant law's draws at lower limit or never, no number of tokens can be said
+# project's own sentences speak of a band of QiD
 VERDICTS = wording.VERDICTS | {
     "extrapolation": "extrapolation: median tokens, model or bits lie outside the range of the data, believe the law "
     "before you believe the interval",
@@ -84,8 +84,7 @@ def tokens_draws(
     The lower limit where QiD is above it there already; infinity where it never is, so too for a threshold at or
     above the headroom.
     """
-    targets = [t if t.headroom is not None else replace(t, headroom=draws.nearest_headroom(posterior, t.params))
-               for t in targets]  # fmt: skip
+    targets = candidates.filled(posterior, targets)
     coefficients, error = polynomial(posterior, targets, band, seed)
     headroom = np.array([t.headroom for t in targets])[:, None]
     # the band `observed` adds its error to what is seen of the law, under the ceiling
@@ -170,7 +169,7 @@ def tokens(
         "band": band, "excluded": posterior.cells.attrs["excluded"], "limits": json.dumps({"lower": low, "upper": high})
     }  # fmt: skip
     coords = {
-        "family": [t.family or "new" for t, _ in pairs], "params": [t.params for t, _ in pairs],
+        "family": [t.of for t, _ in pairs], "params": [t.params for t, _ in pairs],
         "bits": [float(t.bits or t.effective_bits) for t, _ in pairs],
         "effective_bits": [t.effective_bits for t, _ in pairs], "method": [t.method for t, _ in pairs],
         "threshold": [limit for _, limit in pairs],
@@ -181,10 +180,8 @@ def tokens(
 
 def _beyond(posterior: Posterior, targets: Sequence[Target], median: np.ndarray) -> dict[str, np.ndarray]:
     """How far outside the data each target lies at its median tokens, (target * threshold,); NaN without a median."""
-    rows = [project.extrapolation(posterior, replace(t, tokens=value))
-            for t, values in zip(targets, median, strict=True) for value in values]  # fmt: skip
-    found = {name: np.array([row[name] for row in rows]) for name in ("n_ratio", "d_ratio", "p_outside")}
-    return found | {"d_ratio": np.where(np.isnan(median.ravel()), np.nan, found["d_ratio"])}
+    there = [replace(t, tokens=value) for t, values in zip(targets, median, strict=True) for value in values]
+    return project.beyond(posterior, there)
 
 
 def rows(answer: xr.Dataset) -> list[dict]:
@@ -230,12 +227,12 @@ def as_text(answer: xr.Dataset) -> str:
             lines.append("")
         interval = f"{_count(row['lower90'], limits)} - {_count(row['upper90'], limits)}"
         shown = "-" if row["printed"] is None else wording.count_text(row["printed"])
-        ratio = row["extrapolation"]["d_ratio"]
+        ratio, law = row["extrapolation"]["d_ratio"], row["printed_law"]
         beyond = "-" if ratio is None else f"{wording.short(ratio)}x"
         lines.append(
             f"{wording.count_text(row['params']):>7}{row['bits']:>5.3g}{row['threshold']:>6.3g} "
             f"{_count(row['median'], limits):>8} {interval:>18}{row['p_never']:>6.0%}{shown:>9}"
-            f"{wording.count_text(row['printed_law']):>8}{beyond:>9}"
+            f"{wording.count_text(law) if law >= 1e3 else wording.short(law):>8}{beyond:>9}"
         )
     lines += ["", *textwrap.wrap(_footnote(table, limits), 80)]
     return "\n".join(lines)

@@ -3,49 +3,65 @@
 import os
 import sys
 import textwrap
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from bayesqid.cli import compare, level, measure, project, report, sample, score, show, simulate
 from bayesqid.errors import BadInput
 
-# question -> name -> command, in the order of `bayesqid --help`
+# question -> commands, each the file of its name, in the order of `bayesqid --help`
 COMMANDS = {
-    "What will quantization cost?": {"project": project.project},
-    "What do a model's losses tell of its training?": {"level": level.level},
-    "Measure and infer": {"measure": measure.measure, "sample": sample.sample},
-    "Can the answer be believed?": {
-        "report": report.report, "score": score.score, "compare": compare.compare, "simulate": simulate.simulate
-    },
-    "What ships with bayesqid?": {"show": show.app},
-}  # fmt: skip
+    "What will quantization cost?": ("project", "choose", "tokens"),
+    "What do a model's losses tell of its training?": ("level", "drivers"),
+    "Measure and infer": ("next", "measure", "sample"),
+    "Can the answer be believed?": ("report", "score", "compare", "simulate"),
+    "What ships with bayesqid?": ("show",),
+}
+
+
+def function(name: str) -> Any:
+    """What a command calls, or the Typer of its own commands; `next` calls `next_`, as Python has a `next`."""
+    module = import_module(f"bayesqid.cli.{name}")
+    return [getattr(module, known) for known in ("app", name, f"{name}_") if hasattr(module, known)][0]
 
 
 class _ByQuestion(TyperGroup):
-    """Help that lists the commands under the questions that they answer."""
+    """Commands made only when they are called for, and help that lists them under the questions they answer."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for names in COMMANDS.values() for name in names]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        called = function(cmd_name)
+        one = typer.Typer(add_completion=False, rich_markup_mode=None)
+        if isinstance(called, typer.Typer):
+            one.add_typer(called, name=cmd_name)
+            return typer.main.get_group(one).commands[cmd_name]
+        one.command(cmd_name)(called)
+        return typer.main.get_command(one)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        width = max(len(name) for commands in COMMANDS.values() for name in commands)
-        for question, commands in COMMANDS.items():
-            found = [(name, self.get_command(ctx, name)) for name in commands]
+        width = max(map(len, self.list_commands(ctx)))
+        for question, names in COMMANDS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
             formatter.write(f"\n{question}\n")
             with formatter.indentation():
-                formatter.write_dl([(name.ljust(width), one.get_short_help_str(1000)) for name, one in found if one])
+                formatter.write_dl([(name.ljust(width), one.get_short_help_str(1000)) for name, one in found])
 
 
 app = typer.Typer(
-    help="Measure what low-bit quantization costs a language model, infer its scaling law, project it.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, cls=_ByQuestion,
 )  # fmt: skip
-for _commands in COMMANDS.values():
-    for _name, _command in _commands.items():
-        if isinstance(_command, typer.Typer):
-            app.add_typer(_command, name=_name)
-        else:
-            app.command(_name)(_command)
+
+
+@app.callback()
+def _bayesqid() -> None:
+    """Measure what low-bit quantization costs a language model, infer its scaling law, project it."""
 
 
 def _say(sentence: str) -> None:

@@ -36,13 +36,12 @@ Quiet = Annotated[
 ]
 
 
-def opened(path: str | None, quiet: bool = False) -> "Posterior":
-    """The posterior that an answer reads; which one it is goes to stderr."""
+def opened(path: str | None, brief: bool = True) -> "Posterior":
+    """The posterior that an answer reads (`draws.read`); which one it is goes to stderr."""
     from bayesqid.answers import draws
 
-    found = draws.read(path, brief=True)
-    if not quiet:
-        typer.echo(f"Posterior: {found.path} ({found.origin}).", err=True)
+    found = draws.read(path, brief)
+    typer.echo(f"Posterior: {found.path} ({found.origin}).", err=True)
     return found
 
 

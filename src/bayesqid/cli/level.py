@@ -1,54 +1,54 @@
 """`bayesqid level`: parse, call, print."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bayesqid.cli import common
+
 
 def level(
-    posterior: Annotated[
-        str | None,
-        typer.Argument(help="Posterior file; else ./posterior.nc, else the bundled one.", show_default=False),
-    ] = None,
+    posterior: common.PosteriorFile = None,
     qid: Annotated[
         list[str] | None,
         typer.Option(help="A measured QiD in nats, BITS=QID:SE or RECIPE=QID:SE; repeat it.", show_default=False),
     ] = None,
-    params: Annotated[
-        float | None, typer.Option(help="Non-embedding parameters, e.g. 7e9.", show_default=False)
+    measurements: Annotated[
+        Path | None, typer.Option(help="Measurement file to read the QiDs from, with size and family.")
     ] = None,
-    model_name: Annotated[
-        str | None, typer.Option(help="A known model instead: its parameters and family.", show_default=False)
+    checkpoint: Annotated[
+        str | None, typer.Option(help="The checkpoint in that file.", show_default="the only one")
     ] = None,
-    method: Annotated[str, typer.Option(help="Quantizer of the QiDs given at bits.")] = "gptq",
-    family: Annotated[
-        str | None, typer.Option(help="A fitted family; a new one when left out.", show_default=False)
+    params: common.Params = None,
+    model_name: common.ModelName = None,
+    method: Annotated[str, typer.Option(help="Quantizer of the QiDs given at bits and of the level.")] = "gptq",
+    family: common.Family = None,
+    new_family: common.NewFamily = False,
+    lr_phase: Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rate assumed: annealed, decaying or constant.", show_default="the file's, else annealed"
+        ),
     ] = None,
-    new_family: Annotated[bool, typer.Option("--new-family", help="Take the model as of a new family.")] = False,
     tokens_prior: Annotated[str, typer.Option(help="Bounds of the log-uniform prior of tokens.")] = "1e9:1e16",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: common.Json = False,
+    quiet: common.Quiet = False,
 ) -> None:
-    """Infer how many tokens a model was trained on from its measured QiDs."""
-    import json
-
-    from bayesqid.answers import draws
+    """Infer from measured QiDs how many tokens a model saw and whether it is fully trained."""
     from bayesqid.answers import level as answer
-    from bayesqid.errors import BadInput
+    from bayesqid.answers import observed
 
-    observed = [answer.parse_qid(text) for text in qid or []]
-    bounds = answer.parse_tokens_prior(tokens_prior)
-    if (params is None) == (model_name is None):
-        raise BadInput("The size of the model is needed once: give --params 7e9 or --model-name NAME.")
-    if family is not None and new_family:
-        raise BadInput("--family and --new-family contradict each other: leave one of them out.")
-    fitted = draws.read(posterior)
-    if model_name is not None:
-        from bayesqid.importers import tables
+    bounds = observed.parse_tokens_prior(tokens_prior)
+    cells = None
+    if measurements is not None:
+        from bayesqid.importers import sources
 
-        known = tables.lookup_model(model_name)
-        params = known["n_params_nonembedding"]
-        if family is None and not new_family and known["family"] in fitted.families:
-            family = known["family"]
-    result = answer.level(fitted, float(params or 0), observed, method, family, bounds)
-    typer.echo(f"Posterior: {fitted.path} ({fitted.origin}).", err=True)
-    typer.echo(json.dumps(answer.as_json(result), allow_nan=False) if as_json else answer.as_text(result))
+        cells = sources.read_cells(str(measurements))
+    asked = observed.question(qid or [], cells, checkpoint, params, common.known_model(model_name), family, new_family)
+    found = common.opened(posterior)
+    whose, note = observed.family_of(asked, found.families)
+    if note:
+        typer.echo(note, err=True)
+    result = answer.level(found, asked.params, asked.qids, method, whose, bounds, lr_phase)
+    common.show(as_json, answer.as_json(result), answer.as_text(result))

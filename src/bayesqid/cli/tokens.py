@@ -31,7 +31,7 @@ def tokens(
     """Tell after how many training tokens QiD reaches a threshold, beside the printed Table 1."""
     from bayesqid.answers import tokens as answer
 
-    found = common.opened(posterior, quiet)
+    found = common.opened(posterior)
     known = common.known_model(model_name)
     result = answer.tokens(
         found, params, known, bits or None, threshold or None, method, family, new_family, band, lr_phase
