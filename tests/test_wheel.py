@@ -78,8 +78,15 @@ def test_wheel_holds_data_suites_and_ladder(wheel):
     assert [name for name in names if re.search(r"__pycache__|\.pyc$|/\.", name)] == []
 
 
-def test_wheel_projects_without_checkout_torch_or_pymc(installed, tmp_path):
-    done = call(installed, tmp_path, "project", "--tokens", "1e14", "--json")
+ANSWERS = (
+    "project --tokens 1e14", "choose --model-name LLaMA-3-8B", "tokens", "level --params 7e9 --qid 4=0.05:0.004",
+    "drivers --suite smollm3", "next --suite olmo2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ANSWERS)
+def test_wheel_answers_without_checkout_torch_or_pymc(words, installed, tmp_path):
+    done = call(installed, tmp_path, *words.split(), "--json")
     assert done.returncode == 0, done.stderr
     assert str(installed) in done.stderr.splitlines()[0]
     assert json.loads(done.stdout)
