@@ -87,9 +87,10 @@ def next_(
     The target is ln QiD of the law (band `mean`) of one model and recipe, by default 70e9 parameters of the suite's
     family after 1e14 tokens under GPTQ at 4 bits. `budget`: checkpoints, or GPU-hours with an h. `candidates`: recipes
     to choose from, by default the suite's. `per` "hour" or "checkpoint": what the gain is divided by
-    (`design.choose`). The gain is the fall of the log variance, under the law as fitted and under the same with the bends
-    of the law `curved` as further unknowns, each as a share of what could be reached for it alone. `error`: standard error of a new QiD, nats, by default the median of
-    the fitted cells. `flops`: FLOP/s reached, for the cost (`measurable.hours`).
+    (`design.choose`). The gain is the fall of the log variance, under the law as fitted and under the same with the
+    bends of the law `curved` as further unknowns, each as a share of what could be reached for it alone. `error`:
+    standard error of a new QiD, nats, by default the median of the fitted cells. `flops`: FLOP/s reached, for the cost
+    (`measurable.hours`).
     """
     most, most_hours = parse_budget(budget)
     if per not in PER:
