@@ -26,7 +26,8 @@ def tree(size=1, terms=None, spread=None, tau=0.3, sd=1e-9, lam=0.0, effects=Non
 
     mu = np.stack([per_draw((TERMS | (terms or {}))[name]) for name in known.term_names], axis=-1)
     taus = tau if isinstance(tau, dict) else dict.fromkeys(GENERATIONS, tau)
-    levels = {"generation": GENERATIONS, "quantizer": QUANTIZERS, "checkpoint": ("one",), "source_method": ("a | rtn",)}
+    levels = {"generation": GENERATIONS, "quantizer": QUANTIZERS, "checkpoint": ("one",), "source_method": ("a | rtn",),
+              "width": ("2", "3", "4")}
     data = {
         "mu": (("draw", "term"), mu),
         "sd": (("draw", "term"), np.stack([per_draw(sd)] * mu.shape[1], axis=-1)),

@@ -10,9 +10,10 @@ from scipy.stats import norm
 from typer.testing import CliRunner
 
 from bayesqid import files
-from bayesqid.answers import draws, level
-from bayesqid.answers.level import Observed
+from bayesqid.answers import draws, level, observed
+from bayesqid.answers.observed import Observed
 from bayesqid.errors import BadInput
+from bayesqid.importers import sources
 from level_posterior import TERMS, make, tree
 
 PARAMS = 3e9
@@ -234,7 +235,9 @@ def test_the_object_has_the_keys_of_the_contract_and_no_nan():
     answer = level.as_json(level.level(make(), PARAMS, [Observed(4, 0.05, 1e-3)]))
     assert json.loads(json.dumps(answer, allow_nan=False)) == answer
     assert {"law", "model", "checks", "verdict", "posterior", "interval", "assumptions", "family", "params", "method",
-            "observations", "tokens", "tokens_per_param", "prior"} <= set(answer)  # fmt: skip
+            "observations", "tokens", "tokens_per_param", "prior", "training_level"} <= set(answer)  # fmt: skip
+    assert [row["bits"] for row in answer["training_level"]] == [2, 3, 4]
+    assert {*QUANTILES, "p_gt_0.2", "p_gt_0.3", "p_gt_0.4", "p_gt_0.5", "observed"} <= set(answer["training_level"][0])
     assert set(answer["prior"]) == {"lower", "upper", "mass_at_lower_edge", "mass_at_upper_edge"}
     assert set(answer["tokens"]) == set(QUANTILES)
     assert set(answer["posterior"]) == {"path", "sha256", "origin"}
@@ -247,42 +250,14 @@ def test_the_text_fits_a_terminal_of_80_columns():
 
 
 @pytest.mark.parametrize(
-    ("text", "want"),
-    [("4=0.05:0.004", Observed(4.0, 0.05, 0.004)), ("2.5=-1e-3:4e-3", Observed(2.5, -1e-3, 4e-3)),
-     ("gptq-w4-g128=0.05:0.004", Observed("gptq-w4-g128", 0.05, 0.004))],
-)  # fmt: skip
-def test_an_observation_is_read(text, want):
-    assert level.parse_qid(text) == want
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [("", "malformed"), ("4", "malformed"), ("4=0.05", "malformed"), ("=0.05:0.1", "malformed"),
-     ("4=:0.1", "malformed"), ("4=0.05:", "malformed"), ("4=a:0.1", "malformed"), ("4=0.05:0.1:3", "malformed"),
-     ("4:0.05=0.1", "malformed"), ("4=nan:0.1", "QiD"), ("4=inf:0.1", "QiD"), ("4=0.05:nan", "error"),
-     ("4=0.05:-0.1", "error"), ("4=0.05:0", "error"), ("4=500:0.1", "QiD")],
-)  # fmt: skip
-def test_a_bad_observation_is_refused(text, why):
-    with pytest.raises(BadInput, match=why) as caught:
-        level.parse_qid(text)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_bounds_of_the_prior_are_read_and_bad_ones_refused():
-    assert level.parse_tokens_prior("1e9:1e16") == (1e9, 1e16)
-    for text in ("", "1e9", "1e9:", "a:b", "1e16:1e9", "1e9:1e9", "nan:1e16", "1e9:inf", "-1:1e16", "0:1e16"):
-        with pytest.raises(BadInput, match="tokens-prior"):
-            level.parse_tokens_prior(text)
-
-
-@pytest.mark.parametrize(
     ("change", "why"),
     [({"qids": []}, "No QiD"), ({"params": math.nan}, "params"), ({"params": -7e9}, "params"),
      ({"qids": [Observed(4, 0.1, 0.1), Observed("gptq-w4-g128", 0.2, 0.1)]}, "twice"),
      ({"qids": [Observed(math.nan, 0.1, 0.1)]}, "bits"), ({"qids": [Observed(40, 0.1, 0.1)]}, "bits"),
      ({"qids": [Observed("none", 0.1, 0.1)]}, "baseline"), ({"qids": [Observed("w4", 0.1, 0.1)]}, "not a recipe"),
      ({"qids": [Observed(4, 0.1, -0.1)]}, "error"), ({"method": "magic"}, "quantizer"),
-     ({"family": "FF0"}, "did you mean F0"), ({"tokens_prior": (1e16, 1e9)}, "tokens-prior")],
+     ({"family": "FF0"}, "did you mean F0"), ({"tokens_prior": (1e16, 1e9)}, "tokens-prior"),
+     ({"lr_phase": "warm"}, "lr-phase")],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_refused(change, why):
     asked = {"params": PARAMS, "qids": [Observed(4, 0.05, 1e-3)]} | change
@@ -310,6 +285,42 @@ def test_the_command_prints_the_answer_and_names_the_posterior(cli):
     assert found["family"] == "F0"
     assert "known.nc (file)" in done.stderr
     assert cli(*words).stdout.strip() == level.as_text(want)
+
+
+def test_the_command_reads_a_measurement_file(cli, tmp_path):
+    """A file of the cells of one checkpoint; which one of several it is, test_observed asks."""
+    cells = sources.read_cells("tiny")
+    own = cells.isel(cell=np.flatnonzero(cells["model"].to_numpy() == "tiny-llama-54k")[:5])
+    files.write_netcdf(own, tmp_path / "one.nc")
+    words = ("--measurements", str(tmp_path / "one.nc"), "--tokens-prior", "1e3:1e16")
+    done = cli(*words, "--json")
+    assert done.exit_code == 0
+    assert "tiny-llama was not fitted" in done.stderr
+    found = json.loads(done.stdout)
+    qids, known = observed.from_cells(own)
+    assert found["params"] == known["params"]
+    assert [row["qid"] for row in found["observations"]] == [q.qid for q in qids]
+    assert found["assumptions"]["lr_phase"] == "constant"
+    assert found["assumptions"]["headroom"].endswith("as measured")
+    want = level.level(make(), known["params"], qids, tokens_prior=(1e3, 1e16))
+    assert found["tokens"] == pytest.approx(level.as_json(want)["tokens"])
+    annealed = json.loads(cli(*words, "--json", "--lr-phase", "annealed", "--family", "F1").stdout)
+    assert (annealed["assumptions"]["lr_phase"], annealed["family"]) == ("annealed", "F1")
+    assert max(map(len, cli(*words).stdout.splitlines())) <= 80
+
+
+def test_a_checkpoint_that_was_fitted_is_told_to_count_twice():
+    target = draws.Target("F0", PARAMS, 1.0, 4.125, "gptq", checkpoint="one", bits=4.0)
+    answer = level.level(make(), PARAMS, [Observed(4, 0.05, 1e-3, target=target)], family="F0")
+    assert "count twice" in level.as_text(answer)
+    assert "count twice" not in level.as_text(level.level(make(), PARAMS, [Observed(4, 0.05, 1e-3)], family="F0"))
+
+
+def test_a_diverged_cell_without_a_value_leaves_no_nan_in_the_object():
+    answer = level.as_json(level.level(make(), PARAMS, [Observed(2, math.nan, 0.1, True)], family="F0"))
+    assert json.dumps(answer, allow_nan=False)
+    assert answer["observations"][0]["qid"] is None
+    assert answer["training_level"][0]["p_gt_0.5"] == 1
 
 
 @pytest.mark.parametrize(
