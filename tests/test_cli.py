@@ -370,12 +370,25 @@ def test_level_json_has_no_nan_and_names_its_posterior(bayesqid, good):
     assert str(good) in err
 
 
-def test_failed_checks_are_the_first_line_of_an_answer(bayesqid, tmp_path):
-    bad = files.write_netcdf(posteriors.tree(checks=posteriors.GOOD | {"rhat": False}), tmp_path / "bad.nc")
-    code, out, _ = bayesqid("project", bad)
+ANSWERS = {
+    "project": "verdict", "choose": "verdict", "tokens": "verdict", "level": "verdict", "drivers": "checks",
+    "next": "checks",
+}  # fmt: skip
+WORDS = {"choose": "--params 7e9 --tokens 1e12", "level": "--params 7e9 --qid 4=.1:.01", "next": "--suite tiny",
+         "drivers": "--suite tiny"}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_failed_checks_are_the_first_line_of_an_answer(command, bayesqid, tmp_path):
+    bad = files.write_netcdf(posteriors.tree(checks={"rhat": False, "divergences": True}), tmp_path / "p.nc")
+    words = [command, bad, *WORDS.get(command, "").split()]
+    code, out, _ = bayesqid(*words)
     assert code == 0
     assert out.splitlines()[0] == "Checks failed: rhat."
-    assert json.loads(bayesqid("project", bad, "--json").out)["verdict"] == "checks failed"
+    said = json.loads(bayesqid(*words, "--json").out)
+    assert not said["checks"]["rhat"]
+    if ANSWERS[command] == "verdict":
+        assert said["verdict"] == "checks failed"
 
 
 @pytest.mark.slow
