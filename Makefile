@@ -41,8 +41,9 @@ soak: setup  ## run the long tests: kills at random moments, fuzzed input, calib
 browser: setup  ## run the tests that open the HTML report in a browser
 	$(BIN)/pytest -m browser -v
 
-reports: setup  ## render reports/ again from the bundled posterior; nothing is sampled
-	$(BIN)/bayesqid report data/posterior.nc -o reports/example
+reports: setup  ## render reports/ and the figure of README.md again from the posteriors that ship; nothing is sampled
+	$(ONE_THREAD) $(BIN)/python reports/render.py
+	$(ONE_THREAD) $(BIN)/python docs/make_headline.py
 
 ladder: setup  ## train the tiny ladder again: half an hour of one core; finished runs are skipped
 	$(BIN)/python models/tiny/corpus.py

@@ -67,3 +67,14 @@ def test_a_plain_hdf5_file_is_refused_in_one_sentence(tmp_path):
         file["numbers"] = np.arange(3)
     with pytest.raises(BadInput, match="cannot be read"):
         files.open_tree(tmp_path / "plain.nc")
+
+
+def test_text_stored_as_characters_is_read_as_text(tmp_path):
+    data = xr.Dataset({"name": ("cell", ["a", "bcd", "Übung"]), "x": ("cell", [1.0, 2.0, 3.0])},
+                      {"cell": ["one", "two", "three"]})  # fmt: skip
+    tree = xr.DataTree.from_dict({"cells": data})
+    stored = {name: {"dtype": "S1", "zlib": True} for name in ("name", "cell")}
+    tree.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", encoding={"/cells": stored})
+    found = netcdf.open_tree(tmp_path / "a.nc")["cells"]
+    assert found["name"].values.tolist() == ["a", "bcd", "Übung"]
+    assert found["cell"].values.tolist() == ["one", "two", "three"]

@@ -2,21 +2,17 @@ import csv
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 import posteriors
 from bayesqid import report
-from bayesqid.answers import asking, project
-from bayesqid.report import blocks, figures, pages, records, tables, words
+from bayesqid.answers import project
+from bayesqid.report import blocks, calibration, fan, pages, records, tables, words
+from reportpage import Page, both, projected
 
-FIGURES = ("fan", "forest", "predictive")
-
-
-def projected(posterior, tokens=1e14, **options):
-    return project.project(posterior, asking.targets(posterior, tokens, **options))
+FIGURES = ("thresholds", "choice", "fan", "forest", "levels", "variance", "pit", "predictive")
 
 
 @pytest.fixture(scope="module")
@@ -29,45 +25,6 @@ def folder(posterior, tmp_path_factory):
     found = tmp_path_factory.mktemp("report")
     assert report.write(posterior, projected(posterior), found) == found / "index.html"
     return found
-
-
-class Page(HTMLParser):
-    """Tags that must close do, links and texts are kept."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "hr"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.links, self.images, self.words, self.ids = [], [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.ids += [found["id"]] if "id" in found else []
-        self.links += [found[name] for name in ("href", "src", "srcset", "action") if name in found]
-        self.images += [found] if tag == "img" else []
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-
-def both(posterior, **options):
-    """HTML as text and Markdown of a report that is not written, figures left out."""
-    projection = projected(posterior, **options)
-    answer = blocks.Section("answer", "Answer", (tables.answer(projection),))
-    head = pages.heading(posterior, projection) | {"sections": (answer,)}
-    return Page(pages.html(head)).text, pages.markdown(head)
 
 
 def test_the_page_is_well_formed_self_contained_and_small(folder):
@@ -134,7 +91,8 @@ def test_the_answer_holds_the_numbers_of_the_projection(posterior, folder):
     expected = project.rows(projected(posterior))
     rows = json.loads((folder / "data" / "answer.json").read_text(encoding="utf-8"))["rows"]
     for row, wanted in zip(rows, expected, strict=True):
-        wanted = wanted | wanted.pop("extrapolation")
+        shares = {f"share_{name}": value for name, value in wanted.pop("shares").items()}
+        wanted = wanted | wanted.pop("extrapolation") | shares
         assert {key: row[key] for key in wanted} == wanted
     shown = tables.answer(projected(posterior))
     labels = [column.label for column in shown.columns]
@@ -215,7 +173,7 @@ def test_no_interval_stands_without_kind_and_mass(folder):
         if line.startswith("|") or not re.search(r"\d to −?\d", line) or "interval" not in line:
             continue
         assert re.search(r"\d\d % equal-tailed interval", line), line
-    for table in (tables.answer, tables.coverage):
+    for table in (tables.answer, calibration.coverage):
         assert table.__doc__
     for line in text.splitlines():
         if line.startswith("| ") and "ETI" in line:
@@ -235,8 +193,8 @@ def test_a_contraction_below_a_fifth_reads_prior():
 
 
 def test_coverage_is_counted_as_by_hand(posterior):
-    rows = tables.predictive(posterior)
-    table = tables.coverage(rows)
+    rows = calibration.predictive(posterior)
+    table = calibration.coverage(rows)
     own = [row for row in rows if row["family"] == "crossed" and row["bits"] == 2 and not row["diverged"]]
     inside = sum(row["lower90"] <= row["qid"] <= row["upper90"] for row in own) / len(own)
     found = next(r for r in table.rows if (r["group"], r["family"], r["bits"]) == ("family and bits", "crossed", 2))
@@ -316,7 +274,7 @@ def test_points_are_spoken_of_only_where_cells_are_near(posterior):
     captions = []
     for projection in (far, near):
         targets = pages.panels(projection)
-        captions.append(figures.fan(posterior, targets, np.geomspace(1e11, 1e13, 3), [1e12], "new").caption)
+        captions.append(fan.fan(posterior, targets, np.geomspace(1e11, 1e13, 3), [1e12], "new").caption)
     assert "No fitted cell lies" in captions[0]
     assert "Points:" not in captions[0]
     assert "Points: fitted cells" in captions[1]

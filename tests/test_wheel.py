@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKED = (
     "torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "click",  # not among the dependencies
     # not needed for an answer
-    "pymc", "pytensor", "nutpie", "numba", "numpyro", "jax", "arviz", "arviz_stats", "matplotlib",
+    "pymc", "pytensor", "nutpie", "numba", "numpyro", "jax", "arviz", "arviz_stats", "matplotlib", "altair",
+    "vl_convert",
 )  # fmt: skip
 # Stands in for an environment without the heavy packages: importing one fails as if it were not installed
 CALL = f"""

@@ -63,17 +63,20 @@ def _dims(name: str, item: h5py.Dataset, attributes: dict[str, Any], scales: dic
         return (name,)
     if "_Netcdf4Coordinates" in attributes:
         return tuple(scales[int(number)] for number in np.atleast_1d(attributes["_Netcdf4Coordinates"]))
-    return tuple(item.file[refs[0]].name.rpartition("/")[2] for refs in item.attrs["DIMENSION_LIST"])
+    return tuple(str(item.file[refs[0]].name).rpartition("/")[2] for refs in np.asarray(item.attrs["DIMENSION_LIST"]))
 
 
 def _values(item: h5py.Dataset) -> np.ndarray:
-    return np.asarray(item.asstr()[()], dtype=str) if h5py.check_string_dtype(item.dtype) else np.asarray(item[()])
+    text = h5py.check_string_dtype(item.dtype)
+    # text of a fixed length is an array of characters, whose last dimension decode_cf joins
+    return np.asarray(item.asstr()[()], dtype=str) if text and text.length is None else np.asarray(item[()])
 
 
 def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     """Attributes by name; of those that lay out dimensions only what is needed, as each takes as long as a variable."""
     names = list(item.attrs)
-    skipped = _REFERENCES | ({"_Netcdf4Coordinates"} if "CLASS" in names else _OF_SCALES)
+    own = {"_Netcdf4Coordinates"} if getattr(item, "ndim", 0) == 1 else set()
+    skipped = _REFERENCES | (own if "CLASS" in names else _OF_SCALES)
     return {name: _attribute(item.attrs[name]) for name in names if name not in skipped}
 
 

@@ -21,7 +21,7 @@ def grid(posterior: Posterior, tokens: Sequence[float], points: int = POINTS) ->
     Log-spaced, ascending, shape (points + distinct tokens,) or less where they coincide.
     """
     fitted = posterior.cells["train_tokens"].to_numpy()
-    low, high = min(fitted.min(), *tokens) / 3, max(fitted.max(), *tokens) * 3
+    low, high = min(np.nanmin(fitted), *tokens) / 3, max(np.nanmax(fitted), *tokens) * 3
     return np.unique(np.concatenate([np.geomspace(low, high, points), np.asarray(tokens, dtype=float)]))
 
 
@@ -30,7 +30,7 @@ def tokens_range(posterior: Posterior, family: str | None) -> tuple[float, float
     cells = posterior.cells
     own = cells["family"].to_numpy() == family if family else np.ones(cells.sizes["cell"], dtype=bool)
     tokens = cells["train_tokens"].to_numpy()[own]
-    return float(tokens.min()), float(tokens.max())
+    return float(np.nanmin(tokens)), float(np.nanmax(tokens))
 
 
 def bands(posterior: Posterior, targets: Sequence[Target], tokens: np.ndarray, band: str = "new") -> xr.Dataset:

@@ -45,7 +45,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as SVG and PNG bytes, with alternative text, a caption and the rows that it draws."""
+    """A picture as SVG and PNG bytes, with alternative text, a caption and the rows that it draws.
+
+    `points`: measurements drawn beside the rows, with twins of their own (NAME-points). `spec`: the Vega-Lite
+    specification of the same figure (`charts.attached`), None where the static picture is all there is.
+    """
 
     name: str
     title: str
@@ -54,6 +58,8 @@ class Figure:
     svg: bytes
     png: bytes
     rows: list[dict]
+    points: list[dict] = field(default_factory=list)
+    spec: dict | None = None
     kind: str = "figure"
 
 

@@ -51,7 +51,7 @@ def priors(posterior: Posterior) -> tuple[Table, ...]:
             Column(f"prior scales of {first['term']}", lambda row: SCALES.get(row["factor"], str(row["factor"])),
                    number=False),
             Column("median QiD", lambda row: "" if row["median"] is None else wording.short(row["median"])),
-            Column("90 %", _band),
+            Column("90 % ETI", _band),
             Column("effective draws", lambda row: f"{row['effective']:.0f}"),
         )  # fmt: skip
         note = (

@@ -5,7 +5,7 @@ import xarray as xr
 
 from bayesqid.answers import curves, draws, identification, project, wording
 from bayesqid.answers.draws import Posterior
-from bayesqid.report.blocks import Column, Table, chance, number, share, span
+from bayesqid.report.blocks import Column, Table, chance, number, span
 
 DESTROYED = 0.5
 CENTRAL = {"lower90": 0.05, "lower50": 0.25, "upper50": 0.75, "upper90": 0.95}
@@ -37,8 +37,10 @@ def answer(projection: xr.Dataset) -> Table:
     """The projection, one row per target; a QiD past saturation is words instead of a number."""
     rows = []
     for row in project.rows(projection):
-        beyond = row.pop("extrapolation")
-        rows.append({**row, **beyond, "loss_destroyed": row["p_saturated"] > DESTROYED})
+        beyond, parts = row.pop("extrapolation"), row.pop("shares")
+        loss = {f"loss_{name}": value for name, value in row.pop("loss", {}).items()}
+        flat = row | loss | beyond | {f"share_{name}": value for name, value in parts.items()}
+        rows.append(flat | {"loss_destroyed": row["p_saturated"] > DESTROYED})
     any_destroyed = any(row["loss_destroyed"] for row in rows)
 
     def unless_destroyed(show, instead: str):
@@ -199,57 +201,3 @@ def effects(posterior: Posterior) -> Table:
         "ETI: equal-tailed interval. Contraction below 0.2 reads “prior”."
     )
     return Table("effects", "Covariates, effects and scatter", columns, rows, note, grouped=True)
-
-
-def predictive(posterior: Posterior) -> list[dict]:
-    """Every measured cell beside its posterior predictive distribution; `pit` is the share of draws below it."""
-    cells = posterior.cells
-    drawn = draws.flatten(posterior.tree["posterior_predictive"].to_dataset())["qid"].to_numpy()
-    limits = {name: np.quantile(drawn, q, axis=0) for name, q in (CENTRAL | {"median": 0.5}).items()}
-    qid = cells["qid"].to_numpy()
-    pit = (drawn <= qid).mean(axis=0)
-    over = (drawn > np.log(10.0)).mean(axis=0)
-    rows = []
-    for i in range(cells.sizes["cell"]):
-        row = {name: str(cells[name].values[i]) for name in ("family", "checkpoint", "quantizer")}
-        row |= {name: float(cells[name].values[i]) for name in ("bits", "effective_bits", "train_tokens")}
-        row |= {"params": float(cells["n_params_nonembedding"].values[i]), "qid": float(qid[i])}
-        row |= {name: float(values[i]) for name, values in limits.items()}
-        row |= {"pit": float(pit[i]), "p_diverged": float(over[i]), "diverged": bool(cells["censored"].values[i])}
-        rows.append(row)
-    return rows
-
-
-def coverage(rows: list[dict]) -> Table:
-    """Share of measured cells inside their 50 % and 90 % posterior predictive intervals, by family and bits."""
-    measured = [row for row in rows if not row["diverged"]]
-    families = sorted({row["family"] for row in measured})
-    widths = sorted({round(row["effective_bits"]) for row in measured})
-    groups = [("all", None, None)]
-    groups += [("bits", None, bits) for bits in widths]
-    groups += [("family", family, None) for family in families]
-    groups += [("family and bits", family, bits) for family in families for bits in widths]
-    out = []
-    for kind, family, bits in groups:
-        own = [row for row in measured
-               if family in (None, row["family"]) and bits in (None, round(row["effective_bits"]))]  # fmt: skip
-        if own:
-            inside = {
-                f"coverage{mass}": float(
-                    np.mean([row[f"lower{mass}"] <= row["qid"] <= row[f"upper{mass}"] for row in own])
-                )
-                for mass in (50, 90)
-            }
-            out.append({"group": kind, "family": family or "all", "bits": bits, "cells": len(own)} | inside)
-    columns = (
-        FAMILY,
-        Column("bits, rounded", lambda row: "all" if row["bits"] is None else str(row["bits"])),
-        Column("measured cells", lambda row: f"{row['cells']:,}"),
-        Column("inside 50 % ETI", lambda row: share(row["coverage50"])),
-        Column("inside 90 % ETI", lambda row: share(row["coverage90"])),
-    )
-    note = (
-        "Intervals are equal-tailed posterior predictive ones, scatter and evaluation error included. The same cells "
-        "were fitted, so this checks the shape of the model and not its predictions for new ones."
-    )
-    return Table("coverage", "Coverage of the measured cells", columns, out, note, grouped=True)

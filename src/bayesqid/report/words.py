@@ -3,10 +3,12 @@
 import json
 import shlex
 
+import numpy as np
 import xarray as xr
 
-from bayesqid.answers import asking, project, wording
+from bayesqid.answers import asking, draws, identification, project, wording
 from bayesqid.answers.draws import Posterior
+from bayesqid.report import asked
 from bayesqid.report.blocks import chance, number, share, span
 from bayesqid.report.tables import COUNTED, DESTROYED, times
 
@@ -15,7 +17,6 @@ BANDS = {
     "new": "a new checkpoint under the recipe, its own deviation and scatter included",
     "observed": "a new checkpoint under the recipe, deviation, scatter and measurement error included",
 }
-HEADLINE = 7e9
 
 
 def listed(names: list[str]) -> str:
@@ -52,41 +53,69 @@ def is_outside(projection: xr.Dataset) -> bool:
 
 
 def headline(projection: xr.Dataset) -> dict:
-    """The row that the summary states: the widest recipe of the size nearest 7e9 parameters, most tokens."""
-    rows = project.rows(projection)
-    size = min({row["params"] for row in rows}, key=lambda n: (max(n / HEADLINE, HEADLINE / n), n))
-    return max((row for row in rows if row["params"] == size), key=lambda row: (row["bits"], row["tokens"]))
+    """The row that the summary states (`asked.headline`)."""
+    return asked.headline(project.rows(projection))
+
+
+def tokens_clause(posterior: Posterior, identified: list[dict], family: str | None = None) -> str:
+    """What the tokens exponent that an answer about a family rests on is informed by, as a clause.
+
+    `identified`: `identification.families`.
+    """
+    if identification.tokens_term(posterior) is None:
+        return "the law as fitted has no term of tokens"
+    if not project.informed(posterior, family):
+        return "the data do not inform the tokens exponent, so the interval is the prior's"
+    telling = [row["family"] for row in identified if row["varies"] and (row["within"] or 0.0) >= draws.IDENTIFIED]
+    if len(identified) == 1:
+        return (f"the tokens exponent is informed within {identified[0]['family']} only, the one family of the data"
+                if identified[0]["varies"] else
+                "in the one family of the data the effect of tokens cannot be told from that of size")  # fmt: skip
+    if not telling:
+        return "the tokens exponent is informed by differences between families only"
+    rest = " and by differences between families" if len(telling) < len(identified) else ""
+    return f"the tokens exponent is informed within {listed(telling)}{rest}"
+
+
+WHOSE = {"new": "a new family's model", "population": "a model of the mean of all families"}
+
+
+def lead(posterior: Posterior, projection: xr.Dataset) -> str:
+    """The answer in one sentence, with what its tokens exponent rests on."""
+    row = headline(projection)
+    whose = WHOSE.get(row["family"], f"a model of {row['family']}")
+    says = f"at {COUNTED(row['tokens'])} tokens and {row['bits']:g} bits {whose} of {COUNTED(row['params'])} parameters"
+    if row["p_saturated"] > DESTROYED:
+        says += (f" has its loss destroyed (the law passes that of a uniform guess with probability "
+                 f"{chance(row['p_saturated'])})")  # fmt: skip
+    else:
+        says += (f" loses {number(row['median'])} nats per token (median; 90 % equal-tailed interval "
+                 f"{span(row['lower90'], row['upper90'])})")  # fmt: skip
+    family = None if row["family"] in WHOSE else row["family"]
+    text = f"{says}; {tokens_clause(posterior, identification.families(posterior), family)}."
+    if failed_checks(posterior):
+        return f"Not to be used, for the sampler's own checks did not pass: {text}"
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def summary(posterior: Posterior, projection: xr.Dataset) -> str:
-    """One paragraph: what was fitted, what is projected, how sure, how far from the data."""
+    """One paragraph: the answer, how sure, what was fitted, how far from the data."""
     attrs, cells, row = projection.attrs, posterior.cells, headline(projection)
     tokens, params = cells["train_tokens"].to_numpy(), cells["n_params_nonembedding"].to_numpy()
     takes = json.loads(attrs["assumptions"])
     families = posterior.families
     many = f"{len(families)} families" if len(families) > 1 else f"one family ({families[0]})"
-    of = "of a new family" if row["family"] == "new" else f"of the family {row['family']}"
-    parts = [
+    parts = [lead(posterior, projection)]
+    asked_of = f"That is quantized with {row['method']} to {row['effective_bits']:.4g} effective bits"
+    if row["p_saturated"] <= DESTROYED:
+        asked_of += (f"; the 50 % equal-tailed interval is {span(row['lower50'], row['upper50'])}, the probability to "
+                     f"lose more than 0.2 is {chance(row['p_gt_0.2'])}")  # fmt: skip
+    parts.append(f"{asked_of}.")
+    parts.append(
         f"The law {attrs['law']} ({attrs['model']} model) was fitted to {cells.sizes['cell']:,} cells of {many}, with "
-        f"{COUNTED(tokens.min())} to {COUNTED(tokens.max())} training tokens and {COUNTED(params.min())} to "
+        f"{COUNTED(np.nanmin(tokens))} to {COUNTED(np.nanmax(tokens))} training tokens and {COUNTED(params.min())} to "
         f"{COUNTED(params.max())} non-embedding parameters."
-    ]
-    asked = (
-        f"A model {of} with {COUNTED(row['params'])} parameters after {COUNTED(row['tokens'])} tokens, quantized with "
-        f"{row['method']} to {row['bits']:g} bits ({row['effective_bits']:.4g} effective),"
     )
-    if row["p_saturated"] > DESTROYED:
-        parts.append(
-            f"{asked} has its loss destroyed: with probability {chance(row['p_saturated'])} the law passes the loss of "
-            "a uniform guess."
-        )
-    else:
-        parts.append(
-            f"{asked} is projected to lose {number(row['median'])} nats per token (median; 50 % equal-tailed interval "
-            f"{span(row['lower50'], row['upper50'])}, 90 % equal-tailed interval "
-            f"{span(row['lower90'], row['upper90'])}); the probability that it loses more than 0.2 is "
-            f"{chance(row['p_gt_0.2'])}."
-        )
     parts.append(f"The band is “{attrs['band']}”: {BANDS[attrs['band']]}; learning rate {takes['lr_phase']}; evaluated "
                  f"on {takes['text']}.")  # fmt: skip
     parts.append(distance(projection))
@@ -128,6 +157,28 @@ def coverage(rows: list[dict], predicted: list[dict]) -> list[str]:
             f"{len(diverged):,} more {'cell' if len(diverged) == 1 else 'cells'} diverged (QiD above ln 10) and "
             f"entered the fit as censored; the model gives them that with a mean probability of {chance(mean)}."
         )
+    return out
+
+
+def calibration(posterior: Posterior) -> list[str]:
+    """What the stored predictive checks say of all cells, left-out ones first, and of the groups that surprise."""
+    found = json.loads(posterior.tree.attrs.get("diagnosis", "{}"))
+    if not found:
+        return ["The predictive checks by groups are not in this file."]
+    whole = next(row for row in found["groups"] if row["by"] == "all")
+    out = []
+    if whole.get("loo_coverage90") is None:
+        out.append(f"Of {whole['cells']:,} fitted cells {share(whole['coverage50'])} lie inside their 50 % and "
+                   f"{share(whole['coverage90'])} inside their 90 % equal-tailed intervals; cells left out are not in "
+                   "this file.")  # fmt: skip
+    else:
+        out.append(f"Predicted from all others, {share(whole['loo_coverage50'])} of {whole['cells']:,} cells lie "
+                   f"inside their 50 % and {share(whole['loo_coverage90'])} inside their 90 % equal-tailed intervals; "
+                   "the uniformity of their probability integral transforms has a p-value of "
+                   f"{whole['p_loo_pit']:.2g}.")  # fmt: skip
+    odd = [f"{row['level']}{' bits' if row['by'] == 'bits' else ''} ({row['says']})" for row in found["groups"]
+           if row["says"] and row["by"] != "all"]  # fmt: skip
+    out.append(f"Surprising groups: {', '.join(odd)}." if odd else "No group of cells is surprising.")
     return out
 
 
@@ -209,14 +260,14 @@ def versions(posterior: Posterior) -> str:
 
 def commands(posterior: Posterior, projection: xr.Dataset) -> tuple[str, ...]:
     """Command lines that lead to this page, as far as the files recorded them or the question is the default one."""
-    fit, asked = posterior.tree.attrs.get("command"), projection.attrs.get("command")
+    fit, question = posterior.tree.attrs.get("command"), projection.attrs.get("command")
     rows = project.rows(projection)
     usual = {(n, float(b), asking.DEFAULT_METHOD) for n in asking.DEFAULT_PARAMS for b in asking.DEFAULT_BITS}
     one_question = len({(row["tokens"], row["family"]) for row in rows}) == 1
-    if asked is None and one_question and {(row["params"], row["bits"], row["method"]) for row in rows} == usual:
+    if question is None and one_question and {(row["params"], row["bits"], row["method"]) for row in rows} == usual:
         name = posterior.path.replace("\\", "/").rsplit("/", 1)[-1]
         family = "" if rows[0]["family"] == "new" else f" --family {shlex.quote(rows[0]['family'])}"
         band = "" if projection.attrs["band"] == "new" else f" --band {projection.attrs['band']}"
         tokens = f"{rows[0]['tokens']:.12g}".replace("e+", "e")
-        asked = f"bayesqid report {shlex.quote(name)} --tokens {tokens}{family}{band} -o report"
-    return tuple(str(line) for line in (fit, asked) if line)
+        question = f"bayesqid report {shlex.quote(name)} --tokens {tokens}{family}{band} -o report"
+    return tuple(str(line) for line in (fit, question) if line)
