@@ -51,7 +51,7 @@ ladder: setup  ## train the tiny ladder again: half an hour of one core; finishe
 
 # gptq_reference.py needs GPTQModel, which is not among our dependencies: it says how to run it. The others left out
 # refit for hours, or are imported by those that do; each goes on where it was interrupted
-HOURS := calibration recovery reference resumable honesty refit structure compare_laws
+HOURS := calibration recovery reference resumable honesty refit structure compare_laws landscape_contest landscape_claims
 NOT_HERE := gptq_reference $(HOURS)
 bench: setup  ## run the benchmarks that need nothing but bayesqid and take minutes
 	@for file in $(filter-out $(NOT_HERE:%=benchmarks/%.py), $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done

@@ -55,7 +55,7 @@ SETUPS = {
     setup.name: setup
     for setup in (
         *(Setup("boxcox", model, "laplace", FAST_FITS) for model in ("hierarchical", "pooled", "independent")),
-        *(Setup(law, "hierarchical", "laplace", FAST_FITS) for law in laws.LAWS if law != "boxcox"),
+        *(Setup(law, "hierarchical", "laplace", FAST_FITS) for law in laws.PLAIN if law != "boxcox"),
         Setup("boxcox", "hierarchical", "nuts", NUTS_FITS),
     )
 }

@@ -47,7 +47,7 @@ def projection_table(out: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["atlas"])
-    parser.add_argument("--laws", default=",".join(laws.LAWS))
+    parser.add_argument("--laws", default=",".join(laws.PLAIN))
     parser.add_argument("--models", default="hierarchical")
     parser.add_argument("--splits", default=None)
     parser.add_argument("--seed", type=int, default=0)

@@ -17,7 +17,7 @@ from bayesqid import files
 
 ROOT = Path(__file__).resolve().parents[1]
 INFERENCE = ("problem", "hyper", "laplace", "compiled", "model", "posterior", "sample", "simulate", "sbc")
-DECIDING = ("laws", "likelihood", *(f"inference/{name}" for name in INFERENCE))
+DECIDING = ("laws", "features", "likelihood", *(f"inference/{name}" for name in INFERENCE))
 
 
 @cache

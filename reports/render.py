@@ -65,7 +65,7 @@ def lean(text: str, kept: set[str]) -> str:
     link = r"(?:data|figures)/[\w.-]+"
     for whole in (rf'<a href="({link})">[^<]*</a>', rf"(?<!!)\[[A-Z]+\]\(({link})\)"):
         text = re.sub(rf"(?:[;,] )?{whole}", lambda found: found[0] if found[1] in kept else "", text)
-    return re.sub(r"; points: ?(?=[;<])|^Data: \.\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"; points: ?(?=;|</p>)|^Data: \.\n", "", text, flags=re.MULTILINE)
 
 
 def shortened(svg: str) -> str:

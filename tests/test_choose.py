@@ -159,8 +159,11 @@ def test_default_recipes_are_all_that_can_be_made_on_the_usual_grid():
     assert [str(one) for one in parsed] == list(candidates.RECIPES)
     assert {one.method for one in parsed} == set(recipe.METHODS)
     assert {(one.format, one.bits, one.group_size) for one in parsed if one.method == "rtn"} == {
-        (name, bits, group) for name, form in recipe.FORMATS.items() for bits in form.bits for group in form.groups
+        (name, bits, group) for name, widths in candidates.OFFERED.items() for bits in widths
+        for group in recipe.FORMATS[name].groups
     }  # fmt: skip
+    assert {one.format for one in parsed if one.method != "rtn"} == {"int"}
+    assert not any(one.rounds_inputs for one in parsed)
     assert all(methods.generation(methods.effect_key(*methods.canonical(one.quantizer))) != "unknown" for one in parsed)
 
 

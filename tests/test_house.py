@@ -134,10 +134,10 @@ def test_docs_name_only_commands_and_options_that_exist():
     assert wrong == []
 
 
-@pytest.mark.slow
 SHOWING = ("tutorial", "project", "choose", "tokens", "level", "drivers", "next")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in SHOWING)])
 def test_shown_outputs_are_what_the_commands_print(page):
     script = runpy.run_path(str(DOCS / "make_outputs.py"))

@@ -22,9 +22,9 @@ def test_every_printed_method_of_the_atlas_has_a_generation(printed):
 def legal_recipes():
     """Every method, format, bit width, group size, grid and set of options that a recipe may name."""
     for name, method in recipe.METHODS.items():
-        known = [option for option in recipe.OPTIONS if option in (*method.options, "saved")]
-        choices = list(chain.from_iterable(combinations(known, count) for count in range(len(known) + 1)))
         for kind in method.formats:
+            known = [*recipe.options(name, kind), "saved"]
+            choices = list(chain.from_iterable(combinations(known, count) for count in range(len(known) + 1)))
             form = recipe.FORMATS[kind]
             for grid in method.grids if kind == "int" else ("sym",):
                 for bits in form.bits:
@@ -35,12 +35,14 @@ def legal_recipes():
 
 def test_every_recipe_has_a_quantizer_of_a_known_generation():
     printed = {legal.quantizer for legal in legal_recipes()}
-    assert printed == {"rtn", "rtn-mxint", "nf4", "fp4", "gptq", "gptq-actorder", "awq", "hqq"}
+    narrow = {f"rtn-{name}" for name in (*methods.MX_TYPES, *methods.FP8_TYPES)}
+    nearest = {"rtn", "nf4", "fp4", "rtn-nvfp4"} | narrow | {f"{name}-wa" for name in narrow}
+    calibrated = {"gptq", "gptq-actorder", "gptq-mxint", "gptq-mxint-wa", "awq", "hqq"}
+    assert printed == nearest | calibrated
     found = {name: methods.generation(*methods.canonical(name)) for name in printed}
-    assert {name for name, generation in found.items() if generation == "rtn"} == {"rtn", "rtn-mxint", "nf4", "fp4"}
-    assert {name for name, generation in found.items() if generation == "calibrated"} == {
-        "gptq", "gptq-actorder", "awq", "hqq",
-    }  # fmt: skip
+    assert {name for name, generation in found.items() if generation == "rtn"} == nearest
+    assert {name for name, generation in found.items() if generation == "calibrated"} == calibrated
+    assert all(methods.canonical(name) == (*name.split("-", 1),) for name in narrow | {"gptq-mxint-wa"})
 
 
 def test_every_name_in_the_table_leads_to_a_generation_and_every_generation_is_reachable():
@@ -96,6 +98,7 @@ def test_activation_weighting_lifts_the_legacy_types_out_of_plain_rounding():
         ("gptq", "actorder", -1, True),
         ("gptq", "", 128, False),
         ("squeezellm", "", -1, False),  # a codebook per row is no uniform scale
+        ("rtn", "fp8e4m3-wa", -1, False),  # floats have exponents of their own
         ("lnq", "guidedquant", -1, False),
         ("lnq", "", -1, False),
         ("rtn", "", float("nan"), False),

@@ -51,7 +51,7 @@ def test_published_constants_are_followed_by_every_family(name, law):
     assert kstest(gap, norm.cdf).pvalue > 0.01
 
 
-@pytest.mark.parametrize("law", laws.LAWS.values(), ids=lambda law: law.name)
+@pytest.mark.parametrize("law", laws.PLAIN.values(), ids=lambda law: law.name)
 def test_what_is_set_is_what_the_truth_says(law):
     wanted = {"alpha": 0.31, "beta": 0.52, "sd_alpha": 0.0, "context": 0.1, "tau_rtn": 0.2, "undecayed": -0.3}
     wanted |= {"lam": 0.4} if isinstance(law.lam, tuple) else {}

@@ -124,7 +124,10 @@ def test_mutated_tables(folder, changes):
     only_bad_input(lambda: cells.check(sources.read_cells(str(path))))
 
 
-RECIPE = r"(rtn|gptq|awq|hqq|none)-(w|mxint|nf|fp)\d{1,3}(-g\d{1,3})?(-a?sym)?(-act)?(-oneshot)?(-s\d{1,3})?(-saved)?"
+RECIPE = (
+    r"(rtn|gptq|awq|hqq|none)-(w|mxint|mxfp|nvfp|nf|fp)\d{1,3}(e\dm\d)?(-g\d{1,3})?(-a?sym)?(-act)?(-oneshot)?(-wa)?"
+    r"(-s\d{1,3})?(-saved)?"
+)
 
 
 @LOTS

@@ -66,13 +66,19 @@ def choose(
     posterior: "Given" = None, *, params: float | None = None, model_name: str | None = None,
     checkpoint: str | None = None, tokens: float | None = None, tolerance: float | str | None = None,
     confidence: float | None = None, recipes: str | None = None, memory: str | None = None,
-    loss_law: str | None = None, family: str | None = None, new_family: bool = False, lr_phase: str | None = None,
+    loss_law: str | None = None, landscape: "str | Path | xr.Dataset | None" = None, family: str | None = None,
+    new_family: bool = False, lr_phase: str | None = None,
 ) -> "xr.Dataset":  # fmt: skip
     """Recipes from the cheapest on, dim `recipe`, the choice in `attrs["choice"]`: see `bayesqid.answers.choose`."""
     from bayesqid.answers import choose as answer
 
+    if isinstance(landscape, str | Path):
+        from bayesqid.importers import sources
+
+        landscape = sources.read_cells(str(landscape))
     return answer.choose(open_posterior(posterior, brief=True), params, _known(model_name), tokens, tolerance,
-                         confidence, recipes, family, new_family, lr_phase, checkpoint, memory, loss_law)  # fmt: skip
+                         confidence, recipes, family, new_family, lr_phase, checkpoint, memory, loss_law,
+                         landscape)  # fmt: skip
 
 
 def tokens(
@@ -185,5 +191,5 @@ def compare(
     from bayesqid.inference import compare as inference
 
     parts = [sources.read_cells(one) if isinstance(one, str) else one for one in data]
-    wanted = [inference.law_of(name) for name in laws or table.LAWS]
+    wanted = [inference.law_of(name) for name in laws or table.PLAIN]
     return inference.compare(cells.check(cells.join(parts)), wanted, models, splits, None, seed)

@@ -35,6 +35,8 @@ TEXTS = ("family", "model", "checkpoint", "lr_phase", "method", "variant", "gene
 NUMBERS = ("n_params", "n_params_nonembedding", "train_tokens", "lr_fraction", "vocab_size", "bits", "group_size",
            "effective_bits", "ctx_len", "loss16", "headroom")  # fmt: skip
 FLAGS = ("per_channel",)
+# the loss landscape, for cells of measurements that have it: unknown (NaN) where it was not measured
+FEATURES = ("sqnr_db", "slope", "curvature", "taylor", "layer_error", "hessian_trace", "flatness_r")
 VALUES = {"qid": float, "qid_se": float, "censored": bool, "calibration_sd": float}
 LONG_NAMES = {
     "qid": "quantization-induced degradation, loss after minus loss before (nats per token)",
@@ -58,6 +60,7 @@ def build(
     coords = {name: ("cell", np.asarray(columns[name], dtype=str).astype(object)) for name in TEXTS}
     coords |= {name: ("cell", np.asarray(columns[name], dtype=float)) for name in NUMBERS}
     coords |= {name: ("cell", np.asarray(columns[name], dtype=bool)) for name in FLAGS}
+    coords |= {name: ("cell", np.asarray(columns[name], dtype=float)) for name in FEATURES if name in columns}
     values = {name: ("cell", np.asarray(columns[name], dtype=kind), {"long_name": LONG_NAMES[name]})
               for name, kind in VALUES.items()}  # fmt: skip
     attrs = {"schema": SCHEMA, "excluded": json.dumps(excluded, sort_keys=True), "sources": json.dumps(sources)}
@@ -92,19 +95,20 @@ def from_table(table: "pd.DataFrame", source: Mapping[str, object]) -> xr.Datase
 def _over_draws(data: xr.Dataset) -> xr.Dataset:
     """Recipes that differ only in their calibration seed made one, by the mean of each document's nats over draws.
 
-    Draws that were not measured are left out. Adds over (checkpoint, recipe) `draws`, those that count, `lost`, those
-    that failed, and `spread`, the standard deviation of their QiD.
+    Draws that were not measured are left out; they share their landscape, if it was measured. Adds over (checkpoint,
+    recipe) `draws`, those that count, `lost`, those that failed, and `spread`, the standard deviation of their QiD.
     """
     groups: dict[Recipe, list[int]] = {}
     for index, name in enumerate(data["recipe"].to_numpy()):
         groups.setdefault(replace(parse(str(name)), seed=0), []).append(index)
-    data = data[["nats", "tokens", "status", "effective_bits"]].assign(qid=measurements.qid(data))
+    kept = ["nats", "effective_bits", *(name for name in FEATURES if name in data and "recipe" in data[name].dims)]
+    data = data[[*kept, "tokens", "status"]].assign(qid=measurements.qid(data))
     merged: list[xr.Dataset] = []
     for recipe, members in groups.items():
         drawn = data.isel(recipe=members)
         ok = drawn["status"] == measurements.OK
         # the baseline is no draw and stands as it is
-        mean = drawn[["nats", "effective_bits"]].where(ok | (recipe.method == "none")).mean("recipe")
+        mean = drawn[kept].where(ok | (recipe.method == "none")).mean("recipe")
         status = xr.where(ok.any("recipe"), measurements.OK, drawn["status"].max("recipe"))
         one = {"status": status, "draws": ok.sum("recipe"),
                "lost": (drawn["status"] == measurements.FAILED).sum("recipe"),
@@ -130,6 +134,19 @@ def calibration_sd(qid: np.ndarray, spread: np.ndarray, draws: np.ndarray, quant
         of = quantizer == name
         pooled[of] = scale[of] * (freedom * own / scale)[of].sum() / freedom[of].sum()
     return np.sqrt((POOLED_DRAWS * pooled + freedom * own) / (POOLED_DRAWS + freedom))
+
+
+def _landscape(data: xr.Dataset, row: np.ndarray, frame: xr.Dataset) -> dict[str, np.ndarray]:
+    """`FEATURES` by cell, of checkpoints in the given rows; nothing where the landscape was not measured.
+
+    `flatness_r` is the flatness at the relative radius r = `measurements.FLATNESS_RADIUS`, NaN where that is not among
+    those measured.
+    """
+    if "flatness" not in data:
+        return {}
+    near = data["flatness"].where(np.isclose(data["radius"], measurements.FLATNESS_RADIUS)).max("radius")
+    own = {"hessian_trace": data["hessian_trace"].to_numpy()[row], "flatness_r": near.to_numpy()[row]}
+    return own | {name: frame[name].to_numpy() for name in FEATURES if name in frame}
 
 
 def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
@@ -194,6 +211,7 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
         "qid_se": np.hypot(np.hypot(of("paired"), np.nan_to_num(noise) / np.sqrt(of("draws").clip(1))), NOISE_FLOOR),
         "censored": of("qid") > LN10,
         "calibration_sd": noise,
+        **_landscape(data, row, frame),
     }
     family = per_checkpoint["family"].astype(str)
     lost = np.repeat(family[keep], of("lost")[keep])
@@ -214,9 +232,13 @@ def from_file(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
 def join(parts: list[xr.Dataset]) -> xr.Dataset:
     """All cells of several sets one after another; exclusions add up; `BadInput` if a checkpoint occurs twice.
 
-    Sets made before `calibration_sd` was kept have it unknown.
+    Sets made before `calibration_sd` was kept have it unknown, as those without a loss landscape have its features.
     """
     parts = [part if "calibration_sd" in part else part.assign(calibration_sd=part["qid"] * np.nan) for part in parts]
+    for name in FEATURES if any("flatness_r" in part.variables for part in parts) else ():
+        nothing = [("cell", np.full(part.sizes["cell"], np.nan)) for part in parts]
+        parts = [part if name in part.variables else part.assign_coords({name: blank})
+                 for part, blank in zip(parts, nothing, strict=True)]  # fmt: skip
     seen: dict[str, int] = {}
     for number, part in enumerate(parts):
         for name in set(part["checkpoint"].to_numpy() + "\n" + part["source"].to_numpy()):

@@ -6,20 +6,25 @@ Every law here has the form
     x_N = ln(N / 1e9),  x_D = ln(D / 1e11),  x_P = ((P / 3)^lam - 1) / lam   (lam -> 0: ln(P / 3))
 
 with N non-embedding parameters, D training tokens, P effective bits per weight, so that exp(log_k) is the QiD in
-nats per token of a model of 1e9 parameters after 1e11 tokens at 3 bits.
+nats per token of a model of 1e9 parameters after 1e11 tokens at 3 bits; but for `landscape`, which knows neither N, D
+nor P and rests on the measured features of `bayesqid.features`.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from bayesqid import features
 from bayesqid.errors import BadInput
 
 PIVOT_PARAMS, PIVOT_TOKENS, PIVOT_BITS = 1e9, 1e11, 3.0
 PIVOT_VOCABULARY, PIVOT_LOSS = 50_000.0, 2.0
 REFERENCE_CONTEXT = 2048
+# the one level of the coordinate `everything`
+EVERYTHING = "all"
 
 
 def bit_scale(bits, lam):
@@ -37,7 +42,8 @@ def bit_scale(bits, lam):
 def crossed(columns: Mapping) -> dict[str, np.ndarray]:
     """Coordinates that effects refer to and that follow from others, as text, shape (cell,)."""
     pairs = zip(columns["family"].astype(str), columns["generation"].astype(str), strict=True)
-    return {"width": width(columns["effective_bits"]), "family_generation": np.array([f"{a} | {b}" for a, b in pairs])}
+    return {"width": width(columns["effective_bits"]), "family_generation": np.array([f"{a} | {b}" for a, b in pairs]),
+            "everything": np.full(len(columns["family"]), EVERYTHING)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,16 @@ class Law:
         """Names of the terms, in order."""
         return tuple(term.name for term in self.terms)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Columns of cells that the law's features of the loss landscape read; most laws have none."""
+        return features.needed(item.factor for item in (*self.terms, *self.covariates, *self.effects))
+
+    @property
+    def shrunk(self) -> tuple["Effect", ...]:
+        """Coefficients under shrinkage: effects with one level, which has a standard deviation of its own."""
+        return tuple(effect for effect in self.effects if effect.by == "everything")
+
 
 # factor -> its value per cell from the cells' columns, except "-x_P", which needs lam as well
 FACTORS = {
@@ -128,6 +144,7 @@ FACTORS = {
     "x_N x_D": lambda c: -FACTORS["-x_N"](c) * FACTORS["x_D"](c),
     "ln V": lambda c: np.nan_to_num(np.log(c["vocab_size"] / PIVOT_VOCABULARY)),
     "ln loss": lambda c: np.log(c["loss16"] / PIVOT_LOSS),
+    **{name: partial(features.standard, name) for name in features.FEATURES},
 }
 
 
@@ -137,16 +154,19 @@ def width(bits) -> np.ndarray:
 
 
 def factor(name: str, columns: Mapping[str, np.ndarray], lam: float) -> np.ndarray:
-    """Values of a factor for every cell, shape (cell,)."""
+    """Values of a factor for every cell, shape (cell,); `BadInput` where its column of the landscape is not there."""
+    absent = [column for column in features.needed([name]) if column not in columns]
+    if absent:
+        raise BadInput(f"{absent[0]} of the loss landscape is not known here: measure it with --landscape.")
     if name == "-x_P":
         return FACTORS[name](columns, lam)
     return FACTORS[name](columns)
 
 
 def carried(a: float, d: float, covariate: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By factor of a term: what the bends of the law, fitted about the centre (a, d) of the data, add at the pivot.
+    """By factor of a term: what bends and tilts of the law, fitted about the data's centre (a, d), add at the pivot.
 
-    c (x_N - a)^2 = c x_N^2 - 2 a c x_N + c a^2, and likewise for x_D^2 and x_N x_D.
+    c (x_N - a)^2 = c x_N^2 - 2 a c x_N + c a^2, and likewise for x_D^2 and x_N x_D; c (x_D - d) = c x_D - c d.
     """
     params, tokens, both = (covariate.get(name) for name in ("x_N^2", "x_D^2", "x_N x_D"))
     moves: dict[str, np.ndarray] = {}
@@ -158,6 +178,9 @@ def carried(a: float, d: float, covariate: Mapping[str, np.ndarray]) -> dict[str
             "-x_N": moves["-x_N"] + both * d,
             "x_D": -2 * d * tokens - both * a,
         }
+    for factor, center in (("-x_N", a), ("x_D", -d)):
+        if factor in covariate:
+            moves["1"] = moves.get("1", 0.0) + covariate[factor] * center
     return moves
 
 
@@ -210,6 +233,33 @@ _WIDTHS = (
     Effect("width_beta", "width", "x_D", 0.1, "and by about 0.1 in beta"),
 )
 
+# The law `landscape`. Its physical core: QiD is the second-order value of the loss along the rounding error, up to a
+# power near one
+_CORE = (
+    Term("log_k", "1", -2.3, 0.7, 0.4,
+         "where the second-order value is 0.1 nats QiD is between 0.03 and 0.3 (90 %); families differ by about 50 %"),
+    Term("taylor", "ln taylor", 1.0, 0.3, 0.15,
+         "ten times the second-order value multiplies QiD by a factor between 3 and 31 (90 %)"),
+)
+# The rest by shrinkage: beta_f ~ Normal(0, sd_f), sd_f ~ HalfNormal(s), s = 0.3, each for itself. This is the
+# normal-gamma prior of shape 1/2 (Griffin and Brown 2010, Bayesian Analysis 5): its density K_0(|beta| / s) / (pi s) is
+# unbounded at zero, where it draws what the data do not ask for, and its tails are exponential. The regularised
+# horseshoe (Piironen and Vehtari 2017) has half-Cauchy sd_f under a slab and one global scale that the data set: here
+# the slab's width is stated in their place. For six features that is enough, and both engines sample it as any spread
+_SHRUNK = tuple(
+    Effect(name, "everything", factor, 0.3, f"{words}, multiplies QiD by under 1.7 either way (90 %), most likely by 1")
+    for name, factor, words in (
+        ("sqnr", "sqnr", "6 dB more SQNR, about one bit"),
+        ("baseline_loss", "baseline", "0.3 more ln of the loss before quantization"),
+        ("layer_error", "layer error", "1.8 more ln of the layer error"),
+        ("trace", "trace", "1 more ln of the trace of the Hessian"),
+        ("flatness", "flatness", "1.5 more ln of the rise along random directions"),
+        ("curvature_share", "curvature share", "0.3 more share of curvature in the second-order value"),
+    )
+)
+_TEXT = tuple(c for c in _COVARIATES if c.name in ("c4", "ptb", "context"))
+_LEVELS = tuple(replace(e, sentence=e.sentence.removesuffix(" at 3 bits")) for e in _EFFECTS if e.factor == "1")
+
 _OUYANG = {
     "unified": {"k": 0.017, "alpha": 0.2261, "beta": 0.5251, "gamma": 5.4967},
     # exact power laws behind the columns of Table 1; the 3- and 4-bit ones are not the unified law
@@ -235,8 +285,13 @@ LAWS: dict[str, Law] = {
         Law("curved", "boxcox + c_N x_N^2 + c_D x_D^2 + c_ND x_N x_D", (0.5, 0.3),
             "Box-Cox with small quadratic terms as slack for extrapolation",
             {}, _TERMS, (*_COVARIATES, *_CURVATURE), _EFFECTS),
+        Law("landscape", "ln QiD = log_k + taylor ln((g.d + d'Hd / 2) / 0.1) + features of the loss landscape", 0.0,
+            "Second-order expansion of the loss along the rounding error d, with the features of Xu et al. 2024, arXiv "
+            "2410.12119; needs measure --landscape", {}, _CORE, _TEXT, (*_LEVELS, *_SHRUNK)),
     )
 }  # fmt: skip
+# laws of N, D and P alone, which any cells can be fitted with
+PLAIN: dict[str, Law] = {name: law for name, law in LAWS.items() if not law.features}
 
 DRIVERS = {
     "both": "tokens and learning-rate decay",
@@ -302,6 +357,17 @@ def log_qid(params, tokens, bits, log_k, alpha, beta, gamma, lam):
 def qid(params, tokens, bits, log_k, alpha, beta, gamma, lam):
     """QiD in nats per token of the law proper, unbounded: see `bayesqid.likelihood.saturate` for the ceiling."""
     return np.exp(log_qid(params, tokens, bits, log_k, alpha, beta, gamma, lam))
+
+
+def require_features(law: Law, columns: Mapping[str, np.ndarray]) -> None:
+    """`BadInput` unless the columns of cells hold a number for all that the law reads of the loss landscape."""
+    for name in law.features:
+        unknown = ~np.isfinite(np.asarray(columns[name], dtype=float)) if name in columns else np.array([True])
+        if unknown.any():
+            cell = int(np.argmax(unknown))
+            of = "" if unknown.all() else f" of {columns['checkpoint'][cell]} with {columns['quantizer'][cell]}"
+            raise BadInput(f"Law {law.name} needs the loss landscape, and {name}{of} is not in these data: "
+                           "measure with --landscape, or take another law.")  # fmt: skip
 
 
 def published_constants(name: str, constants: str = "unified") -> dict[str, float]:

@@ -46,6 +46,24 @@ SCORES = {
     "top1": ("tokens at which baseline and quantized model agree on the likeliest token", "tokens"),
 }
 DIMS = ("checkpoint", "recipe", "document")
+_CELL = ("checkpoint", "recipe")
+# name -> (dims, what it is, unit): the loss landscape, in files for which it was asked; formulas in measure.landscape
+LANDSCAPE = {
+    "sqnr_db": (_CELL, "weights over their error when rounded to nearest on the recipe's grid, all layers", "dB"),
+    "slope": (_CELL, "change of the loss along that error, first order", "nats"),
+    "slope_se": (_CELL, "its standard error over documents", "nats"),
+    "curvature": (_CELL, "second derivative of the loss along that error", "nats"),
+    "curvature_se": (_CELL, "its standard error over documents", "nats"),
+    "taylor": (_CELL, "slope + curvature / 2", "nats"),
+    "layer_error": (_CELL, "mean squared change of the layers' outputs, summed over layers", "1"),
+    "layer_sqnr_db": ((*_CELL, "layer"), "sqnr_db by layer, in the order of definition", "dB"),
+    "hessian_trace": (("checkpoint",), "trace of the loss's Hessian in the quantized weights", "nats"),
+    "hessian_trace_se": (("checkpoint",), "its standard error over probes", "nats"),
+    "flatness": (("checkpoint", "radius"), "mean rise of the loss at a relative distance in random directions", "nats"),
+    "flatness_se": (("checkpoint", "radius"), "its standard error over directions", "nats"),
+}
+# which radius of the profile stands for a model's flatness: about the distance of rounding to 4 bits per row
+FLATNESS_RADIUS = 0.1
 
 
 def empty(
@@ -108,8 +126,13 @@ def validate(data: xr.Dataset, where: str | Path = "the dataset") -> xr.Dataset:
 
 
 def read(path: str | Path) -> xr.Dataset:
-    """Measurements from a file; `BadInput` when it is missing, corrupt or something else."""
-    return _plain_texts(validate(files.open_dataset(path), path))
+    """Measurements from a file; `BadInput` when it is missing, corrupt or something else.
+
+    Scores that a file keeps in fewer digits, to be small, come in float64 as all others: sums over documents need it.
+    """
+    data = _plain_texts(validate(files.open_dataset(path), path))
+    short = [name for name in SCORES if data[name].dtype != float]
+    return data.assign({name: data[name].astype(float) for name in short})
 
 
 def _plain_texts(data: xr.Dataset) -> xr.Dataset:

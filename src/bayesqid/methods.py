@@ -12,6 +12,11 @@ IQ_TYPES = (
     "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq2_k", "iq3_xxs", "iq3_xs", "iq3_s",
     "iq3_m", "iq3_k", "iq4_xs", "iq4_nl", "iq4_ks", "iq4_k", "iq5_k", "iq6_k",
 )  # fmt: skip
+# number formats whose effects are estimated apart from that of uniform grids: shared powers of two, narrow floats
+MX_TYPES = ("mxint", "mxfp4", "mxfp6e2m3", "mxfp6e3m2", "mxfp8e4m3", "mxfp8e5m2")
+FP8_TYPES = ("fp8e4m3", "fp8e5m2")
+# the same with what enters the layers rounded too
+_BOTH = tuple(f"{name}-wa" for name in (*MX_TYPES, *FP8_TYPES))
 _LLAMACPP = {"llamacpp-legacy": LEGACY_TYPES, "llamacpp-k": K_TYPES, "llamacpp-iq": IQ_TYPES}
 
 # printed name, casefolded -> (method, variant); a variant is kept only where its effect is estimated apart
@@ -20,7 +25,6 @@ METHODS: dict[str, tuple[str, str]] = {
     "rtn-sym": ("rtn", ""),
     "round-to-nearest": ("rtn", ""),
     "nearest": ("rtn", ""),
-    "rtn-mxint": ("rtn", "mxint"),
     "bnb-nf4": ("bnb", "nf4"),
     "bnb-nf4-dq": ("bnb", "nf4-dq"),
     "bnb-fp4": ("bnb", "fp4"),
@@ -89,6 +93,8 @@ METHODS: dict[str, tuple[str, str]] = {
     for prefix in ("llama.cpp:", "llama.cpp-pure:", "gguf:", "")
     for suffix, variant in (("", ""), ("+imatrix", "imatrix"))
 }
+METHODS |= {f"rtn-{name}": ("rtn", name) for name in (*MX_TYPES, *FP8_TYPES, "nvfp4", *_BOTH)}
+METHODS |= {f"gptq-{name}": ("gptq", name) for name in ("mxint", "mxint-wa")}
 METHODS |= {f"{pair[0]}-{pair[1]}".rstrip("-"): pair for pair in METHODS.values()}  # effect keys too
 
 GENERATIONS = ("rtn", "calibrated", "optimised", "vector")
@@ -96,7 +102,10 @@ GENERATIONS = ("rtn", "calibrated", "optimised", "vector")
 # effect key -> (generation, why)
 GENERATION: dict[str, tuple[str, str]] = {
     "rtn": ("rtn", "rounds each weight alone"),
-    "rtn-mxint": ("rtn", "rounds blocks that share a power of two as scale"),
+    **{f"rtn-{name}": ("rtn", "rounds blocks that share a power of two as scale") for name in MX_TYPES},
+    **{f"rtn-{name}": ("rtn", "rounds to a narrow float with a scale per row") for name in FP8_TYPES},
+    "rtn-nvfp4": ("rtn", "rounds to a narrow float, blocks that share a narrow float as scale"),
+    **{f"rtn-{name}": ("rtn", "rounds weights and what enters the layers") for name in _BOTH},
     "llamacpp-legacy": ("rtn", "rounds blocks of 32 without looking at data"),
     "bnb": ("rtn", "rounds to a fixed 4-bit code"),
     "bnb-nf4": ("rtn", "rounds to a fixed normal-quantile code"),
@@ -107,6 +116,8 @@ GENERATION: dict[str, tuple[str, str]] = {
     "quarot-rtn": ("rtn", "rotates, then rounds"),
     "gptq": ("calibrated", "second-order error feedback on a uniform grid"),
     "gptq-actorder": ("calibrated", "error feedback in the order of activation size"),
+    "gptq-mxint": ("calibrated", "second-order error feedback, blocks share a power of two as scale"),
+    "gptq-mxint-wa": ("calibrated", "the same, what enters the layers rounded too"),
     "obq": ("calibrated", "second-order error feedback, one weight at a time"),
     "awq": ("calibrated", "activation-aware scales on a uniform grid"),
     "hqq": ("calibrated", "zero points fitted to the weights by half-quadratic steps"),
@@ -143,9 +154,11 @@ GENERATION: dict[str, tuple[str, str]] = {
     "qtip-guidedquant": ("vector", "trellis code guided by the end loss"),
 }
 
-# one codebook per output row costs no more than its bits: no penalty for per-channel scales
+# one codebook per output row costs no more than its bits, and floats have exponents of their own: no penalty for
+# per-channel scales
 PER_CHANNEL_EXEMPT = frozenset({
     "squeezellm", "lnq", "gptvq", "gptvq-1d", "gptvq-2d", "gptvq-4d", "quip", "spqr", "llamacpp-iq-imatrix",
+    "rtn-fp8e4m3", "rtn-fp8e5m2", "rtn-fp8e4m3-wa", "rtn-fp8e5m2-wa",
 })  # fmt: skip
 
 # uniform grid, a 16-bit scale and a b-bit zero point per group: stored bits follow from b and the group

@@ -8,18 +8,32 @@ from bayesqid.errors import BadInput
 
 
 class Format(NamedTuple):
-    """A number format: its bits, group sizes (-1: one scale per output row), the usual one, bits per scale."""
+    """A number format: its bits, group sizes (-1: one scale per output row), the usual one, bits per scale.
+
+    And bits that every weight matrix stores once, and whether what enters the layers may be rounded as well (`wa`).
+    """
 
     bits: tuple[int, ...]
     groups: tuple[int, ...]
     usual_group: int
     scale_bits: int
+    matrix_bits: int = 0
+    inputs: bool = False
 
 
-# "int" is written w4, the others by their name and bits: mxint4, nf4
+_BLOCKS = (16, 32, 64, 128)
+# "int" is written w4, the others by their name, bits and element: mxint4, nf4, mxfp6e2m3
 FORMATS = {
     "int": Format((2, 3, 4, 5, 6, 8), (-1, 32, 64, 128), -1, 16),
-    "mxint": Format((4, 8), (16, 32, 64, 128), 32, 8),
+    "mxint": Format((2, 3, 4, 6, 8), _BLOCKS, 32, 8, inputs=True),
+    "mxfp": Format((4,), _BLOCKS, 32, 8, inputs=True),
+    "mxfp-e2m3": Format((6,), _BLOCKS, 32, 8, inputs=True),
+    "mxfp-e3m2": Format((6,), _BLOCKS, 32, 8, inputs=True),
+    "mxfp-e4m3": Format((8,), _BLOCKS, 32, 8, inputs=True),
+    "mxfp-e5m2": Format((8,), _BLOCKS, 32, 8, inputs=True),
+    "fp-e4m3": Format((8,), (-1,), -1, 32, inputs=True),
+    "fp-e5m2": Format((8,), (-1,), -1, 32, inputs=True),
+    "nvfp": Format((4,), (16,), 16, 8, matrix_bits=32),
     "nf": Format((4,), (64, 128, 256), 64, 32),
     "fp": Format((4,), (64, 128, 256), 64, 32),
 }
@@ -37,8 +51,8 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "rtn": Method(("int", "mxint", "nf", "fp"), ("sym", "asym")),
-    "gptq": Method(("int",), ("sym", "asym"), ("act", "oneshot"), calibrated=True),
+    "rtn": Method(tuple(FORMATS), ("sym", "asym")),
+    "gptq": Method(("int", "mxint"), ("sym", "asym"), ("act", "oneshot"), calibrated=True),
     "awq": Method(("int",), ("asym", "sym"), calibrated=True),
     "hqq": Method(("int",), ("asym",)),
 }
@@ -46,16 +60,33 @@ METHODS = {
 OPTIONS = {
     "act": "columns in the order of falling Hessian diagonal",
     "oneshot": "Hessians of the unquantized model instead of those behind what is already quantized",
+    "wa": "what enters the quantized layers rounded to the same format",
     "saved": "weights as they stand in a checkpoint that was saved quantized",
 }
-# formats whose grid needs no zero point
-_ONE_GRID = ("mxint", "nf", "fp")
 
+# written in one way only: no leading zeros
+_NUMBER = r"(?:0|[1-9]\d{0,8})"
 _TEXT = re.compile(
-    r"(?P<method>[a-z0-9]+)-(?P<format>w|mxint|nf|fp)(?P<bits>\d{1,9})(?:-g(?P<group>\d{1,9}))?(?:-(?P<grid>sym|asym))?"
-    r"(?P<options>(?:-(?:act|oneshot))*)(?:-s(?P<seed>\d{1,9}))?(?P<saved>-saved)?",
+    rf"(?P<method>[a-z0-9]+)-(?P<format>w|mxint|mxfp|nvfp|nf|fp)(?P<bits>{_NUMBER})(?P<element>e\dm\d)?"
+    rf"(?:-g(?P<group>{_NUMBER}))?(?:-(?P<grid>sym|asym))?"
+    rf"(?P<options>(?:-(?:act|oneshot|wa))*)(?:-s(?P<seed>{_NUMBER}))?(?P<saved>-saved)?",
     re.ASCII,
 )
+
+
+def spelled(kind: str, bits: int) -> str:
+    """A number format as recipes write it, e.g. w4, mxint3, mxfp6e2m3."""
+    stem, _, element = kind.partition("-")
+    return f"{'w' if stem == 'int' else stem}{bits}{element}"
+
+
+def options(method: str, kind: str) -> tuple[str, ...]:
+    """Options, besides `saved`, that a recipe of a method in a format may name, in the order in which they stand.
+
+    MX blocks are neighbours in the matrix as it is stored, so their columns cannot be put into another order.
+    """
+    known = [option for option in METHODS[method].options if option != "act" or kind == "int"]
+    return (*known, "wa") if FORMATS[kind].inputs else tuple(known)
 
 
 @dataclass(frozen=True)
@@ -77,27 +108,40 @@ class Recipe:
         """Text form `METHOD-FORMAT[-gGROUP][-sym|-asym][-OPTION][-sSEED]`; what is usual is left out."""
         if self.method == "none":
             return "none"
-        form = FORMATS[self.format]
-        name = f"{'w' if self.format == 'int' else self.format}{self.bits}"
-        group = "" if self.group_size == form.usual_group else f"-g{self.group_size}"
+        group = "" if self.group_size == FORMATS[self.format].usual_group else f"-g{self.group_size}"
         grid = "sym" if self.symmetric else "asym"
-        grid = "" if self.format in _ONE_GRID or grid == METHODS[self.method].grids[0] else f"-{grid}"
+        grid = "" if self.format != "int" or grid == METHODS[self.method].grids[0] else f"-{grid}"
         options = "".join(f"-{option}" for option in self.options if option != "saved")
         seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.method}-{name}{group}{grid}{options}{seed}{'-saved' if self.saved else ''}"
+        return f"{self.method}-{self.number}{group}{grid}{options}{seed}{'-saved' if self.saved else ''}"
+
+    @property
+    def number(self) -> str:
+        """Number format as it is written, e.g. w4, mxint3, mxfp6e2m3."""
+        return spelled(self.format, self.bits)
 
     @property
     def quantizer(self) -> str:
-        """Printed name under which `bayesqid.methods` knows the quantizer, e.g. rtn, nf4, gptq-actorder."""
+        """Printed name under which `bayesqid.methods` knows the quantizer, e.g. rtn, nf4, gptq-actorder, rtn-mxfp4-wa.
+
+        Integers of all widths share one name; every floating-point format has its own, for its error does not follow
+        from its bits.
+        """
         if self.format in ("nf", "fp"):
-            return f"{self.format}{self.bits}"
-        form = "" if self.format == "int" else f"-{self.format}"
-        return f"{self.method}{form}{'-actorder' if 'act' in self.options else ''}"
+            return self.number
+        form = {"int": "", "mxint": "-mxint"}.get(self.format, f"-{self.number}")
+        ends = {"act": "-actorder", "wa": "-wa"}
+        return f"{self.method}{form}{''.join(ends.get(option, '') for option in self.options)}"
 
     @property
     def calibrated(self) -> bool:
         """Whether the weights depend on calibration text that we draw."""
         return self.method != "none" and METHODS[self.method].calibrated and not self.saved
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether what enters the quantized layers is rounded to the recipe's format as well."""
+        return "wa" in self.options
 
     @property
     def saved(self) -> bool:
@@ -120,41 +164,49 @@ def parse(text: str) -> Recipe:
     name, bits = match["method"], int(match["bits"])
     if name not in METHODS:
         raise BadInput(f"Recipe {text!r} names the unknown method {name!r}: known are {', '.join(METHODS)}.")
-    method, kind = METHODS[name], "int" if match["format"] == "w" else match["format"]
+    method, stem = METHODS[name], "int" if match["format"] == "w" else match["format"]
+    kind = f"{stem}-{match['element']}" if match["element"] else stem
+    number = spelled(kind, bits)
+    if kind not in FORMATS or bits not in FORMATS[kind].bits:
+        known = [spelled(other, width) for other, form in FORMATS.items() for width in form.bits
+                 if other.partition("-")[0] == stem]  # fmt: skip
+        wanted = f"{bits} bits" if match["element"] is None else number
+        raise BadInput(f"Recipe {text!r} asks for {wanted}: choose one of {', '.join(known)}.")
     if kind not in method.formats:
-        raise BadInput(f"Recipe {text!r}: {name} does not round to {match['format']}{bits}, only rtn does.")
+        able = " and ".join(other for other, one in METHODS.items() if kind in one.formats)
+        raise BadInput(f"Recipe {text!r}: {name} does not round to {number}, only {able} can.")
     form = FORMATS[kind]
     group = int(match["group"]) if match["group"] else form.usual_group
-    if bits not in form.bits:
-        raise BadInput(f"Recipe {text!r} asks for {bits} bits: choose one of {', '.join(map(str, form.bits))}.")
     if group not in form.groups:
         choices = ", ".join(str(size) for size in form.groups if size > 0)
-        raise BadInput(f"Recipe {text!r} asks for groups of {group}: choose {choices} or leave -g out.")
-    if match["grid"] and (kind in _ONE_GRID or match["grid"] not in method.grids):
+        mend = f"choose {choices} or leave -g out" if choices else f"{number} has none, leave -g out"
+        raise BadInput(f"Recipe {text!r} asks for groups of {group}: {mend}.")
+    if match["grid"] and (kind != "int" or match["grid"] not in method.grids):
         raise BadInput(f"Recipe {text!r}: {name} {kind} has one grid only: leave -{match['grid']} out.")
-    options = tuple(filter(None, (match["options"] or "").split("-")))
-    for option in options:
-        if option not in method.options:
-            raise BadInput(f"Recipe {text!r}: {name} has no option {option!r}: leave it out.")
-    if list(options) != [option for option in OPTIONS if option in options]:
-        raise BadInput(f"Recipe {text!r}: write its options once and in the order {', '.join(method.options)}.")
+    said, allowed = tuple(filter(None, match["options"].split("-"))), options(name, kind)
+    for option in said:
+        if option not in allowed:
+            raise BadInput(f"Recipe {text!r}: {name} has no option {option!r} with {number}: leave it out.")
+    if list(said) != [option for option in allowed if option in said]:
+        raise BadInput(f"Recipe {text!r}: write its options once and in the order {', '.join(allowed)}.")
     seed = int(match["seed"] or 0)
-    if match["saved"] and (seed or "oneshot" in options):
+    if match["saved"] and (seed or "oneshot" in said):
         raise BadInput(f"Recipe {text!r}: a saved checkpoint does not tell how it was calibrated: leave that out.")
     if seed and not method.calibrated:
         raise BadInput(f"Recipe {text!r}: {name} draws no calibration text: leave -s{seed} out.")
-    symmetric = kind in _ONE_GRID or (match["grid"] or method.grids[0]) == "sym"
+    symmetric = kind != "int" or (match["grid"] or method.grids[0]) == "sym"
     saved = ("saved",) if match["saved"] else ()
-    return Recipe(name, bits, group, symmetric, kind, options + saved, seed)
+    return Recipe(name, bits, group, symmetric, kind, said + saved, seed)
 
 
 def stored_bits(recipe: Recipe, rows: int, columns: int) -> int:
     """Bits that a weight of shape (rows, columns) takes: codes, scales and, if asymmetric, zero points.
 
     b R C + G (s + z): G = R ceil(C/g) groups (R when g = -1; ceil(R C/g) for nf4 and fp4, whose blocks run
-    over the flattened matrix) of scale bits s (16; 8 for MX; 32 for nf4, fp4) and zero-point bits z (0 if symmetric,
-    else b; HQQ's zero points are 16-bit numbers). With `act` each column's group is stored as well, 32 C bits
-    when there are groups. NF4's 16 levels and AWQ's scales, which are folded into the layer before, cost nothing.
+    over the flattened matrix) of scale bits s (16; 8 for MX and NVFP4; 32 for FP8, nf4, fp4) and zero-point bits z
+    (0 if symmetric, else b; HQQ's zero points are 16-bit numbers). With `act` each column's group is stored as well,
+    32 C bits when there are groups; NVFP4 stores one more scale of 32 bits. NF4's 16 levels and AWQ's scales, which
+    are folded into the layer before, cost nothing; neither does what `wa` rounds, for it is not stored.
     """
     if recipe.method == "none":
         return BASELINE_BITS * rows * columns
@@ -164,7 +216,8 @@ def stored_bits(recipe: Recipe, rows: int, columns: int) -> int:
         groups = rows * (1 if recipe.group_size == -1 else -(-columns // recipe.group_size))
     zero = 0 if recipe.symmetric else 16 if recipe.method == "hqq" else recipe.bits
     index = 32 * columns if "act" in recipe.options and recipe.group_size != -1 else 0
-    return recipe.bits * rows * columns + groups * (FORMATS[recipe.format].scale_bits + zero) + index
+    form = FORMATS[recipe.format]
+    return recipe.bits * rows * columns + groups * (form.scale_bits + zero) + index + form.matrix_bits
 
 
 def effective_bits(recipe: Recipe, shapes: list[tuple[int, int]]) -> float:

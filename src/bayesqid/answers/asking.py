@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bayesqid import recipe
+from bayesqid import methods, recipe
 from bayesqid.answers import draws
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
@@ -42,7 +42,7 @@ def target_of(text: str | None, bits: float, method: str, **rest) -> Target:
         wanted = recipe.parse(text)
         if wanted.method == "none":
             raise BadInput("Recipe 'none' is the baseline and loses nothing: name a recipe such as gptq-w4-g128.")
-        per_channel = wanted.group_size == -1
+        per_channel = methods.is_per_channel(*methods.canonical(wanted.quantizer), wanted.group_size)
         # a large model's layer: what is stored once a row or column costs a few thousandths of a bit
         effective = recipe.effective_bits(wanted, [(4096, 4096)])
         return Target(

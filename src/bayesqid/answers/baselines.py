@@ -86,7 +86,7 @@ def hyper_mean(posterior: Posterior, targets: Sequence[Target], headroom: np.nda
         eta = eta + beta * laws.factor(covariate.factor, data, lam)
     generation = [methods.generation(t.method) for t in targets]
     levels = {"generation": generation, "quantizer": [t.method for t in targets],
-              "width": laws.width(data["effective_bits"])}  # fmt: skip
+              "width": laws.width(data["effective_bits"]), "everything": [laws.EVERYTHING] * len(targets)}  # fmt: skip
     for effect in (e for e in law.effects if e.by in levels):
         known = _levels(mean[effect.name], effect.by)
         own = np.array([known.get(level, 0.0) for level in levels[effect.by]])

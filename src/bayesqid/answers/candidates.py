@@ -13,12 +13,16 @@ from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 from bayesqid.recipe import FORMATS, METHODS, Recipe, parse
 
-# every method, format, width and group on the method's usual grid: the laws tell grids apart by their bits alone
+# number formats and widths offered unasked; no cell that laws are fitted to has the others, so what a table said
+# of them would be their generation's spread, row after row. `--recipes rtn-mxfp4` asks for them by name
+OFFERED = {"int": FORMATS["int"].bits, "mxint": (4, 8), "nf": (4,), "fp": (4,)}
+# every method, width and group of these on the method's usual grid: the laws tell grids apart by their bits alone
 RECIPES = tuple(
     str(Recipe(name, bits, group, method.grids[0] != "asym" or kind != "int", kind))
     for name, method in METHODS.items()
     for kind in method.formats
-    for bits in FORMATS[kind].bits
+    if kind in OFFERED and (kind == "int" or name == "rtn")
+    for bits in OFFERED[kind]
     for group in FORMATS[kind].groups
 )
 UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,

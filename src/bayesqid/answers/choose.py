@@ -10,8 +10,8 @@ from difflib import get_close_matches
 import numpy as np
 import xarray as xr
 
-from bayesqid import recipe
-from bayesqid.answers import budget, candidates, project, record, wording
+from bayesqid import laws, recipe
+from bayesqid.answers import asking, budget, candidates, observed, project, record, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
 
@@ -71,6 +71,29 @@ def own_targets(posterior: Posterior, recipes: Sequence[str], own: xr.Dataset, t
             for t in found]  # fmt: skip
 
 
+def landscape_targets(
+    posterior: Posterior, cells: xr.Dataset, checkpoint: str | None
+) -> tuple[list[str], list[Target], float]:
+    """Names, targets and all parameters of a checkpoint whose loss landscape was measured, one target a recipe.
+
+    Its QiDs are not read: a law of the landscape predicts them. `BadInput` for a posterior of another law.
+    """
+    if not posterior.law.features:
+        raise BadInput(f"--landscape is for a posterior of the law landscape, and this is of {posterior.law.name}: "
+                       "give one from `bayesqid sample --law landscape`, or leave --landscape out.")  # fmt: skip
+    qids, facts = observed.from_cells(cells, checkpoint)
+    own = cells.isel(cell=cells["checkpoint"].to_numpy() == facts["checkpoint"])
+    laws.require_features(posterior.law, {name: own[name].to_numpy() for name in map(str, own.coords)})
+    groups = [f"-g{group:.0f}" if group > 0 else "" for group in own["group_size"].to_numpy()]
+    texts = [f"{quantizer}-w{bits:g}{group}" for quantizer, bits, group in
+             zip(own["quantizer"].values, own["bits"].to_numpy(), groups, strict=True)]  # fmt: skip
+    family = facts["family"] if facts["family"] in posterior.families else None
+    tokens = asking.positive("tokens", facts["tokens"])
+    found = [replace(q.target, family=family, tokens=tokens, checkpoint=facts["checkpoint"])
+             for q in qids if q.target is not None]  # fmt: skip
+    return texts, found, float(own["n_params"].values[0])
+
+
 def choose(
     posterior: Posterior,
     params: float | None = None,
@@ -85,16 +108,18 @@ def choose(
     checkpoint: str | None = None,
     memory: str | None = None,
     loss_law: str | None = None,
+    landscape: xr.Dataset | None = None,
     seed: int = project.SEED,
 ) -> xr.Dataset:
     """Every candidate recipe of one model with its bytes and P(QiD <= tolerance), dim `recipe`, cheapest first.
 
     The model is given by `params`, `known` (`bayesqid.importers.tables.lookup_model`) or `checkpoint`, a fitted one
-    whose own deviation then counts; the band is `new`. Attribute `choice`: the recipe of fewest bytes whose probability
-    reaches the confidence, the likelier of two that cost the same, "" when none does. All recipes share the draws of
-    family and checkpoint, those of one method also the source. Defaults: 0.05 nats, 0.9, `candidates.RECIPES`, the
-    tokens of the named model. With `memory` and `loss_law` the answer is `budget.budget`. `BadInput` where options
-    contradict each other or a number cannot be used.
+    whose own deviation then counts; with cells of a measured `landscape` it is a checkpoint of those, its recipes are
+    the candidates, and the posterior is one of the law landscape. The band is `new`. Attribute `choice`: the recipe of
+    fewest bytes whose probability reaches the confidence, the likelier of two that cost the same, "" when none does.
+    All recipes share the draws of family and checkpoint, those of one method also the source. Defaults: 0.05 nats, 0.9,
+    `candidates.RECIPES`, the tokens of the named model. With `memory` and `loss_law` the answer is `budget.budget`.
+    `BadInput` where options contradict each other or a number cannot be used.
     """
     if memory is None and loss_law is not None:
         raise BadInput("--loss-law is for a memory budget: add --memory, e.g. 6GB, or leave it out.")
@@ -110,6 +135,14 @@ def choose(
                              seed)  # fmt: skip
     limit = tolerance_nats(TOLERANCE if tolerance is None else tolerance)
     wanted = checked_confidence(CONFIDENCE if confidence is None else confidence)
+    if landscape is not None:
+        clash = {"params": params, "model-name": known, "tokens": tokens, "recipes": recipes, "family": family,
+                 "lr-phase": lr_phase, "memory": memory}  # fmt: skip
+        told = [name for name, value in clash.items() if value is not None]
+        if told or new_family:
+            raise BadInput(f"--landscape brings the model and its recipes: leave --{(told or ['new-family'])[0]} out.")
+        found = _answer(posterior, *landscape_targets(posterior, landscape, checkpoint), limit, wanted, seed)
+        return found.assign_attrs(fitted_checkpoint="")
     if sum(value is not None for value in (params, known, checkpoint)) != 1:
         raise BadInput("The model is needed once: give --params 8e9, --model-name LLaMA-3-8B or --checkpoint NAME.")
     texts = candidates.names(recipes)

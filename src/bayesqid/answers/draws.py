@@ -1,7 +1,7 @@
 """A posterior file as flat draws, and the law evaluated with them at any target."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -33,6 +33,7 @@ class Target:
     new one share its draw. Without a name a checkpoint is told by family, N and D, and every target has a source of
     its own.
     `qid_se`, `vocab_size`, `loss16`, `headroom` are those of a measurement; None: as of the fitted models of its size.
+    `features`: what was measured of its loss landscape, by column of cells, for a law that reads it (`Law.features`).
     """
 
     family: str | None
@@ -52,6 +53,7 @@ class Target:
     loss16: float | None = None
     headroom: float | None = None
     population: bool = False
+    features: Mapping[str, float] | None = None
 
     @property
     def of(self) -> str:
@@ -181,7 +183,10 @@ def require_method(posterior: Posterior, method: str) -> str:
 
 
 def columns(posterior: Posterior | None, targets: Sequence[Target]) -> dict[str, np.ndarray]:
-    """Targets as the columns that `laws.factor` reads; vocabulary and loss not given, or of no use, are NaN."""
+    """Targets as the columns that `laws.factor` reads; vocabulary and loss not given, or of no use, are NaN.
+
+    `BadInput` where the law reads the loss landscape and a target does not say it.
+    """
     out = {
         "n_params_nonembedding": np.array([t.params for t in targets], dtype=float),
         "train_tokens": np.array([t.tokens for t in targets], dtype=float),
@@ -198,7 +203,29 @@ def columns(posterior: Posterior | None, targets: Sequence[Target]) -> dict[str,
         usual = {size: nearest(posterior, size, name) if posterior and factor in used else np.nan for size in left}
         out[name] = np.array([usual[t.params] if value is None else value
                               for t, value in zip(targets, known, strict=True)], dtype=float)  # fmt: skip
-    return out
+    return out if posterior is None else out | landscape(posterior, targets)
+
+
+def landscape(posterior: Posterior, targets: Sequence[Target]) -> dict[str, np.ndarray]:
+    """Columns of the targets' loss landscape that the law reads; empty for a law that reads none."""
+    for target in targets if posterior.law.features else ():
+        if target.features is None or not all(name in target.features for name in posterior.law.features):
+            raise BadInput(
+                f"Law {posterior.law.name} predicts from a measured loss landscape, which parameters, tokens and bits "
+                "do not tell: ask with `bayesqid choose --landscape`, or give a posterior of another law."
+            )
+    return {name: np.array([(t.features or {})[name] for t in targets], dtype=float)
+            for name in posterior.law.features}  # fmt: skip
+
+
+def typical(posterior: Posterior, family: str | None, method: str) -> Target:
+    """A target in the middle of the fitted cells of a family, None: of all, its loss landscape included."""
+    cells = posterior.cells
+    own = cells if family is None else cells.isel(cell=np.flatnonzero(cells["family"].to_numpy() == family))
+    middle = {name: float(own[name].median()) for name in
+              ("n_params_nonembedding", "train_tokens", "effective_bits", *posterior.law.features)}  # fmt: skip
+    params, tokens, bits = list(middle.values())[:3]
+    return Target(family, params, tokens, bits, method, features={k: middle[k] for k in posterior.law.features})
 
 
 def family_terms(posterior: Posterior, family: str | None, rng: np.random.Generator | None) -> np.ndarray:
@@ -219,9 +246,9 @@ def family_terms(posterior: Posterior, family: str | None, rng: np.random.Genera
     if posterior.tree.attrs["model"] == "hierarchical":
         center = posterior.tree["constant_data"]
         slot = {term.factor: number for number, term in enumerate(posterior.law.terms)}
-        own[:, slot["1"]] += own[:, slot["-x_N"]] * np.median(center["center_x_N"])
-        if "x_D" in slot:
-            own[:, slot["1"]] -= own[:, slot["x_D"]] * np.median(center["center_x_D"])
+        for factor, name, sign in (("-x_N", "center_x_N", 1), ("x_D", "center_x_D", -1)):
+            if factor in slot:
+                own[:, slot["1"]] += sign * own[:, slot[factor]] * np.median(center[name])
     return mu + own
 
 
@@ -250,6 +277,7 @@ RECIPE_LEVELS = {
     "quantizer": lambda t: t.method,
     "width": lambda t: str(laws.width(t.effective_bits)),
     "family_generation": lambda t: None if t.population else f"{t.family} | {methods.generation(t.method)}",
+    "everything": lambda t: laws.EVERYTHING,
 }
 
 
@@ -293,8 +321,8 @@ def log_law_parts(
 
     With f the factors of the terms at the median lam and mu the population's terms:
     `family`: theta f of a fitted family, (theta - mu) f of a new one. `law`: mu f where the family is new, what lam
-    adds as it leaves its median, and the covariates. `phase`: covariates of learning-rate decay. `quantizer`: effects
-    of generation, method and bit width.
+    adds as it leaves its median, the covariates and the coefficients under shrinkage. `phase`: covariates of
+    learning-rate decay. `quantizer`: effects of generation, method and bit width.
     """
     sample, law = posterior.sample, posterior.law
     lam = sample["lam"].to_numpy()[:, None]
@@ -318,7 +346,8 @@ def log_law_parts(
         of = "phase" if covariate.factor.startswith("undecayed") else "law"
         parts[of] += beta * laws.factor(covariate.factor, data, 0.0)
     for by, level_of in RECIPE_LEVELS.items():
-        parts["quantizer"] += effects(posterior, by, [level_of(t) for t in targets], factors, rng)
+        of = "law" if by == "everything" else "quantizer"
+        parts[of] += effects(posterior, by, [level_of(t) for t in targets], factors, rng)
     return parts
 
 

@@ -4,6 +4,7 @@ import textwrap
 
 import numpy as np
 
+from bayesqid import laws
 from bayesqid.answers import draws, information
 from bayesqid.answers.draws import Posterior
 
@@ -18,7 +19,8 @@ def table(posterior: Posterior) -> list[dict]:
 
     `contraction` = 1 - var(posterior) / var(prior), prior moments from the prior draws of the file; `informed` says
     whether it reaches 0.2, below that the value is the prior's. Population means carry `within`, `between` and
-    `within_share` of `information.of_term`. What a model keeps fixed has no row.
+    `within_share` of `information.of_term`. A feature's row is that of its coefficient. What a model keeps fixed has no
+    row.
     """
     sample, law = posterior.sample, posterior.law
     wanted: list[tuple[str, str, str, dict[str, str]]] = []
@@ -26,7 +28,9 @@ def table(posterior: Posterior) -> list[dict]:
         wanted += [("population mean", name, "mu", {"term": name}), ("family spread", name, "sd", {"term": name})]
     wanted.append(("bit scale", "lam", "lam", {}))
     wanted += [("covariate", c.name, "covariate", {"covariate_name": c.name}) for c in law.covariates]
-    wanted += [("effect spread", e.name, "spread", {"effect": e.name}) for e in law.effects]
+    # a coefficient under shrinkage is told itself, not by the standard deviation of its one level
+    wanted += [("feature", e.name, e.name, {e.by: laws.EVERYTHING}) for e in law.shrunk]
+    wanted += [("effect spread", e.name, "spread", {"effect": e.name}) for e in law.effects if e not in law.shrunk]
     wanted += [("scatter", str(g), "tau", {"generation": str(g)}) for g in sample["generation"].values]
     prior = posterior.tree["prior"].to_dataset()
     rows = []

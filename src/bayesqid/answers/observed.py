@@ -124,8 +124,9 @@ def same_recipe(one: Target, other: Target) -> bool:
 def from_cells(cells: xr.Dataset, checkpoint: str | None = None) -> tuple[list[Observed], dict]:
     """The QiDs of one checkpoint and what its file knows of it: checkpoint, model, family, params, tokens (or NaN).
 
-    Headroom, text and context, learning-rate phase and source are those measured. `checkpoint` is needed where there
-    are several, in any case of letters; `BadInput` lists some otherwise, and where the cells cannot be used.
+    Headroom, text and context, learning-rate phase, source and loss landscape are those measured. `checkpoint` is
+    needed where there are several, in any case of letters; `BadInput` lists some otherwise, and where the cells cannot
+    be used.
     """
     names = cells["checkpoint"].to_numpy().astype(str)
     own = cells.isel(cell=np.flatnonzero(names == chosen(list(dict.fromkeys(names)), checkpoint)))
@@ -136,6 +137,9 @@ def from_cells(cells: xr.Dataset, checkpoint: str | None = None) -> tuple[list[O
     facts = {key: own[name].to_numpy()[0] for key, name in (("checkpoint", "checkpoint"), ("model", "model"),
              ("family", "family"), ("params", "n_params_nonembedding"), ("tokens", "train_tokens"))}  # fmt: skip
     known = {key: value if isinstance(value, str) else float(value) for key, value in facts.items()}
+    seen = [name for name in (*cells_module.FEATURES, "loss16") if name in own.coords]
+    columns["features"] = [dict(zip(seen, values, strict=True)) for values in
+                           zip(*(own[name].to_numpy().tolist() for name in seen), strict=True)]  # fmt: skip
     qids = [
         checked(Observed(row["bits"], float(qid), float(se), bool(censored), _target(known, row)))
         for row, qid, se, censored in zip(

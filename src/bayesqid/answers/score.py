@@ -20,9 +20,10 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from bayesqid import methods
+from bayesqid import laws, methods
 from bayesqid.answers import baselines, draws, project, wording
 from bayesqid.answers.draws import Posterior, Target
+from bayesqid.cells import FEATURES
 from bayesqid.errors import BadInput
 from bayesqid.likelihood import LN10
 
@@ -66,10 +67,16 @@ def pit(ensemble: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def targets_of(cells: xr.Dataset) -> list[Target]:
-    """What each cell asks of a posterior, under its own names of family, checkpoint, source and quantizer."""
+    """What each cell asks of a posterior, under its own names of family, checkpoint, source and quantizer.
+
+    With its loss landscape where the cells have it.
+    """
     column = {field: cells[name].to_numpy().tolist() for field, name in FIELDS.items()}
     for field in MAY_LACK:
         column[field] = [None if math.isnan(value) else value for value in column[field]]
+    measured = [name for name in (*FEATURES, "loss16") if name in cells.coords]
+    rows = zip(*(cells[name].to_numpy().tolist() for name in measured), strict=True)
+    column["features"] = [dict(zip(measured, values, strict=True)) for values in rows]
     return [Target(**dict(zip(column, values, strict=True))) for values in zip(*column.values(), strict=True)]
 
 
@@ -163,7 +170,8 @@ def score(posterior: Posterior, cells: xr.Dataset, seed: int = project.SEED) -> 
     """Predictions of every cell that can be compared, as `frame`, with those of the baselines over dim `baseline`.
 
     Attributes: verdict, checks, posterior, dropped rows by reason and levels that were not fitted (JSON). Diverged
-    cells stay in the frame for `p_diverged` alone. `BadInput` when no cell is left.
+    cells stay in the frame for `p_diverged` alone. `BadInput` when no cell is left, or one lacks what the law reads
+    of the loss landscape.
     """
     why = reasons(posterior, cells)
     excluded = json.loads(cells.attrs["excluded"])
@@ -176,6 +184,7 @@ def score(posterior: Posterior, cells: xr.Dataset, seed: int = project.SEED) -> 
     if kept.sizes["cell"] == diverged:
         said = "; ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
         raise BadInput(f"No row is left to score ({said}): give measurements that were not fitted, or add --all.")
+    laws.require_features(posterior.law, {str(name): kept[name].to_numpy() for name in kept.coords})
     out = frame(posterior, kept, seed)
     targets, headroom = targets_of(kept), kept["headroom"].to_numpy()
     made = {name: rows(np.exp(call(posterior, targets, headroom)), kept) for name, call in baselines.BASELINES.items()}

@@ -186,6 +186,8 @@ def power_scaling(posterior: Posterior, targets: Sequence[Target], band: str = "
 def default_targets(posterior: Posterior, params: float, tokens: float, bits: float) -> list[Target]:
     """One size, tokens and bits under the default method for a new family and for every fitted one."""
     method = draws.require_method(posterior, asking.DEFAULT_METHOD)
+    if posterior.law.features:
+        return [draws.typical(posterior, family, method) for family in (None, *posterior.families)]
     return [asking.target_of(None, bits, method, family=family, params=asking.positive("params", params),
                               tokens=asking.positive("tokens", tokens))
             for family in (None, *posterior.families)]  # fmt: skip

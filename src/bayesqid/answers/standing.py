@@ -4,7 +4,7 @@ import json
 import textwrap
 
 from bayesqid import methods
-from bayesqid.answers import asking, identification, sensitivity
+from bayesqid.answers import asking, draws, identification, sensitivity
 from bayesqid.answers.draws import Posterior, Target
 
 
@@ -19,7 +19,12 @@ def asked(tokens: float, params: float | None = None, bits: float | None = None)
 def of(posterior: Posterior, params: float, tokens: float, bits: float) -> dict:
     """Checks, parameters from prior to posterior, stored diagnosis and sensitivity, JSON-able without NaN."""
     attrs = posterior.tree.attrs
-    targets = sensitivity.default_targets(posterior, params, tokens, bits)
+    if posterior.law.features:
+        # a law of the loss landscape cannot be asked about a size: the middle of what was fitted stands for it
+        method = draws.require_method(posterior, asking.DEFAULT_METHOD)
+        targets = [draws.typical(posterior, family, method) for family in (None, *posterior.families)]
+    else:
+        targets = sensitivity.default_targets(posterior, params, tokens, bits)
     return {
         "law": attrs["law"], "model": attrs["model"], "interval": "eti", "checks": posterior.checks,
         "posterior": {"path": posterior.path, "sha256": posterior.sha256, "origin": posterior.origin},

@@ -1,5 +1,6 @@
 """`bayesqid choose`: parse, call, print."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +36,11 @@ def choose(
         str | None,
         typer.Option(help="With --memory: law of the loss at 16 bits, a name or a TOML file.", show_default=False),
     ] = None,
+    landscape: Annotated[
+        Path | None,
+        typer.Option(help="File of measure --landscape: choose for a model in it by its loss landscape.",
+                     show_default=False),
+    ] = None,
     family: common.Family = None,
     new_family: common.NewFamily = False,
     lr_phase: Annotated[
@@ -50,6 +56,11 @@ def choose(
 
     found = common.opened(posterior)
     known = common.known_model(model_name)
+    seen = None
+    if landscape is not None:
+        from bayesqid.importers import sources
+
+        seen = sources.read_cells(str(landscape))
     result = answer.choose(found, params, known, tokens, tolerance, confidence, recipes, family, new_family, lr_phase,
-                           checkpoint, memory, loss_law)  # fmt: skip
+                           checkpoint, memory, loss_law, seen)  # fmt: skip
     common.show(as_json, answer.as_json(result), answer.as_text(result, everything))

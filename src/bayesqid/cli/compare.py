@@ -11,7 +11,7 @@ from bayesqid.cli import common
 def compare(
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny)."),
+        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, landscape)."),
     ] = None,
     compared: Annotated[
         str | None,
@@ -66,7 +66,7 @@ def compare(
     from bayesqid.inference import compare as inference
     from bayesqid.inference import scores
 
-    wanted = [inference.law_of(name.strip()) for name in (compared.split(",") if compared else laws.LAWS)]
+    wanted = [inference.law_of(name.strip()) for name in (compared.split(",") if compared else laws.PLAIN)]
     names = [name.strip() for name in splits.split(",")] if splits else None
     cuts = {name: value for name, value in (("future", future_from), ("largest", largest_from)) if value is not None}
     chosen = [name.strip() for name in models.split(",")]

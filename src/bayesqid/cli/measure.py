@@ -49,6 +49,13 @@ def measure(
         Path | None, typer.Option(help="Folder for checkpoints in GPTQ's format of what is quantized now.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave downloaded checkpoints in the hub's cache.")] = False,
+    landscape: Annotated[
+        bool, typer.Option("--landscape", help="Also the loss landscape, for the law of that name.")
+    ] = False,
+    landscape_documents: Annotated[
+        int | None, typer.Option(help="Documents it is taken on.", show_default="one in 16, at least 12")
+    ] = None,
+    probes: Annotated[int | None, typer.Option(help="Random probes of its Hessian trace.", show_default="4")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed again.")] = False,
     jobs: Annotated[int, typer.Option(help="Checkpoints measured at once, 0 to choose.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -65,6 +72,7 @@ def measure(
     results      QiD, both KL divergences, top-1 agreement, bits per byte, each with its standard error
     quantized    all linear layers of the blocks, not embeddings and head; weights only
     calibration  --calibration-windows windows of other documents, in an order drawn with a seed
+    landscape    with --landscape: SQNR, slope and curvature along the rounding error, Hessian trace, flatness
     identity     weight files hashed into SUITE.lock, copies refused, safetensors only, no remote code
     failures     kept with their reason, tried again only with --retry-failed; finished cells are never lost
     exit         0 measured, 2 bad input, 3 some cells failed, 130 stopped
@@ -86,12 +94,13 @@ def measure(
     seeds = planning.seeds(calibration_seeds)
     names = None if recipes is None else recipes.split(",")
     plan = planning.make(target, names, device, settings, facts, text, calibration, tokenizer, seeds,
-                         quantized or (), quantized_method, save_quantized, keep)  # fmt: skip
+                         quantized or (), quantized_method, save_quantized, keep,
+                         planning.landscape(landscape, landscape_documents, probes))  # fmt: skip
     data = run.run(plan, files.writable(output), jobs, retry_failed)
     result = run.summary(data, output)
     typer.echo(json.dumps(result) if as_json else measurements.table(data))
     for where, reason in result["failures"].items():
         typer.echo(f"failed {where}: {reason}", err=True)
     typer.echo(f"{output}: {result['measured']} cells measured, {result['failed']} failed", err=True)
-    if result["failed"]:
+    if result["failures"]:
         raise typer.Exit(3)

@@ -11,9 +11,9 @@ from bayesqid.cli import common
 def sample(
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny)."),
+        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, landscape)."),
     ] = None,
-    law: Annotated[str, typer.Option(help="boxcox, ouyang, kumar, per-bit or curved.")] = "boxcox",
+    law: Annotated[str, typer.Option(help="boxcox, ouyang, kumar, per-bit, curved or landscape.")] = "boxcox",
     model: Annotated[str, typer.Option(help="hierarchical, pooled or independent.")] = "hierarchical",
     drivers: Annotated[str, typer.Option(help="What raises QiD in training: tokens, phase or both.")] = "both",
     extra: Annotated[

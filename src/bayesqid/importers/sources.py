@@ -11,7 +11,7 @@ from bayesqid.errors import BadInput
 from bayesqid.importers import tables
 
 # bundled name -> file in data/
-BUNDLED = {"atlas": "published_qid.csv", "tiny": "tiny.nc"}
+BUNDLED = {"atlas": "published_qid.csv", "tiny": "tiny.nc", "landscape": "landscape.nc"}
 
 
 def read_toml(path: Path) -> dict:

@@ -54,9 +54,9 @@ def named(problem: Problem, b: np.ndarray, natural: hyper.Hyper) -> xr.Dataset:
     if problem.model == "hierarchical":
         # deviations in slope are counted from the family's centre: carried to the pivot they shift its level there
         own = theta - mu[..., None]
-        theta[..., slot["1"], :] += own[..., slot["-x_N"], :] * problem.centers["x_N"]
-        if "x_D" in slot:
-            theta[..., slot["1"], :] -= own[..., slot["x_D"], :] * problem.centers["x_D"]
+        for factor, center in (("-x_N", problem.centers["x_N"]), ("x_D", -problem.centers["x_D"])):
+            if factor in slot:
+                theta[..., slot["1"], :] += own[..., slot[factor], :] * center
     covariate = {c.factor: levels(c.name)[..., 0] for c in law.covariates}
     by_effect = {(e.by, e.factor): levels(e.name) for e in law.effects}
     for factor, moves in laws.carried(problem.center["x_N"], problem.center["x_D"], covariate).items():

@@ -20,8 +20,8 @@ from bayesqid.inference import compiled
 
 MODELS = ("hierarchical", "pooled", "independent")
 # coordinate -> stage: what confounds with the levels of an earlier stage stands in a later one
-STAGE = {"family": 1, "generation": 1, "width": 1, "quantizer": 2, "family_generation": 2, "checkpoint": 3, "source": 3,
-         "source_method": 3}  # fmt: skip
+STAGE = {"everything": 1, "family": 1, "generation": 1, "width": 1, "quantizer": 2, "family_generation": 2,
+         "checkpoint": 3, "source": 3, "source_method": 3}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,8 @@ def build(cells: xr.Dataset, law: laws.Law, model: str) -> Problem:
     if model not in MODELS:
         raise BadInput(f"There is no model {model!r}: choose one of {', '.join(MODELS)}.")
     cells, latent_names, latent_of = _latent(cells, law)
-    columns = {name: cells[name].to_numpy() for name in (*cells.coords, *cells.data_vars)}
+    columns = {str(name): cells[name].to_numpy() for name in (*cells.coords, *cells.data_vars)}
+    laws.require_features(law, {str(name): values for name, values in columns.items()})
     columns |= laws.crossed(columns)
     families = tuple(str(name) for name in np.unique(columns["family"].astype(str)))
     blocks: list[Block] = []

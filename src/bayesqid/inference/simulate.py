@@ -25,7 +25,8 @@ def grid(families: int = 6, tokens: int = 5, sizes: int = 2, seed: int = 0, reci
     """Empty cells of a designed study: per family `sizes` x `tokens` checkpoints, all `recipes` each.
 
     The default recipes are RTN and GPTQ at 3 bits per channel, and RTN at 2, GPTQ at 2 and 4 bits in groups of 128, so
-    that method, bits and per-channel scales vary apart. 6 families x 5 tokens x 2 sizes x 5 recipes = 300 cells.
+    that method, bits and per-channel scales vary apart. 6 families x 5 tokens x 2 sizes x 5 recipes = 300 cells. Every
+    checkpoint and recipe has a loss landscape (`landscape`).
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -49,7 +50,33 @@ def grid(families: int = 6, tokens: int = 5, sizes: int = 2, seed: int = 0, reci
         "per_channel": group == -1, "qid": np.full(size, 0.1), "qid_se": np.full(size, 0.01),
         "censored": np.zeros(size, dtype=bool),
     }  # fmt: skip
-    return cells_module.build(columns, {}, [{"name": "simulated"}])
+    # a stream of its own: what is drawn after the grid does not depend on it
+    drawn = landscape(checkpoint, bits, np.random.default_rng([seed, 1]))
+    return cells_module.build(columns | drawn, {}, [{"name": "simulated"}])
+
+
+def landscape(checkpoint: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Made-up columns of the loss landscape of every cell: checkpoints differ in flatness, recipes in their error.
+
+    With u independent standard normals of the checkpoint, e of the checkpoint and bits (RTN and GPTQ on one grid round
+    to one error), and noise = 10^(-SQNR / 10):
+
+        SQNR = 6.02 P - 5 + e dB     H = 5 exp(0.8 u1)     flatness = 0.005 H exp(0.1 u2)     trace = 80 H exp(0.5 u3)
+        curvature = H noise exp(0.3 e2)     slope = 0.1 H noise e3     layer error = 500 noise exp(0.5 u4 + 0.2 e4)
+    """
+    names, own = np.unique(checkpoint, return_inverse=True)
+    pairs = np.unique([f"{c} {p:g}" for c, p in zip(checkpoint, bits, strict=True)], return_inverse=True)
+    u = rng.normal(size=(4, names.size))[:, own]
+    e = rng.normal(size=(4, pairs[0].size))[:, pairs[1]]
+    sqnr = 6.02 * bits - 5 + e[0]
+    noise = 10 ** (-sqnr / 10)
+    height = 5 * np.exp(0.8 * u[0])
+    curvature, slope = height * noise * np.exp(0.3 * e[1]), 0.1 * height * noise * e[2]
+    return {
+        "sqnr_db": sqnr, "slope": slope, "curvature": curvature, "taylor": slope + curvature / 2,
+        "layer_error": 500 * noise * np.exp(0.5 * u[3] + 0.2 * e[3]), "hessian_trace": 80 * height * np.exp(0.5 * u[2]),
+        "flatness_r": 0.005 * height * np.exp(0.1 * u[1]),
+    }  # fmt: skip
 
 
 def observe(

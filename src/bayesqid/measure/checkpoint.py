@@ -1,6 +1,6 @@
 """Measure one checkpoint: fetch and load it, take its recipes through it, save what was found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bayesqid.errors import BadInput
-from bayesqid.measure import blocks, identity, layers, load, save, saved, text, together
+from bayesqid.measure import blocks, identity, landscape_run, layers, load, save, saved, text, together
 from bayesqid.measure.calibrate import Lane
 from bayesqid.measure.parts import Cell, Found, lock_path, parts_folder, stem, write_part
 from bayesqid.measure.plan import Plan
@@ -125,20 +125,26 @@ def measure_recipes(
 
 def measure_checkpoint(
     plan: Plan, checkpoint: Checkpoint, recipes: list[Recipe], known: Mapping[str, str], output: Path,
-    tick: Progress = lambda amount: None,
+    tick: Progress = lambda amount: None, charted: Sequence[Recipe] = (),
 ) -> None:  # fmt: skip
     """Fetch a checkpoint, measure recipes and save them as parts of `output`; what fails is saved as failed.
 
-    Raises OSError when a part cannot be written: no other checkpoint's could be either.
+    Likewise the loss landscape for the recipes `charted`, once the checkpoint is known to be sound. Raises OSError
+    when a part cannot be written: no other checkpoint's could be either.
     """
     found, failed, waiting = Found(), {}, list(recipes)
     parts = parts_folder(output)
     try:
         with load.brought(checkpoint, lock_path(output, plan), plan.keep) as source:
-            measure_recipes(plan, checkpoint, source, waiting, known, parts, found, failed, tick)
+            if waiting:
+                measure_recipes(plan, checkpoint, source, waiting, known, parts, found, failed, tick)
+            if charted:
+                landscape_run.measure(plan, checkpoint, source, charted, parts, lambda: tick(0.0))
     except OSError:
         raise
     except Exception as error:  # one bad checkpoint must not end a sweep
         failed |= {str(recipe): Cell(None, _why(error)) for recipe in waiting}
+        if charted and not recipes:
+            landscape_run.write(plan, parts, checkpoint, charted, landscape_run.Features(reason=_why(error)))
     if failed:
         write_part(plan, parts, checkpoint, found, failed)

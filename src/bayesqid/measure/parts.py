@@ -78,6 +78,13 @@ def write_part(plan: Plan, folder: Path, checkpoint: Checkpoint, found: Found, c
     files.write_netcdf(part, path.with_suffix(".failed.nc") if failed else path)
 
 
+def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a protocol, those of the landscape each by a name of its own."""
+    protocol = dict(manifest["protocol"])
+    inner = protocol.pop("landscape", {})
+    return protocol | {f"landscape {key}": value for key, value in inner.items()}
+
+
 def existing(output: Path, plan: Plan) -> Iterator[xr.Dataset]:
     """The file and the parts that are there already; `BadInput` if they are of another suite or protocol."""
     ours = plan.manifest()
@@ -89,12 +96,15 @@ def existing(output: Path, plan: Plan) -> Iterator[xr.Dataset]:
             raise BadInput(
                 f"{path} belongs to the suite {theirs['suite']}, not {ours['suite']}: choose another file with -o."
             )
-        keys = sorted(set(ours["protocol"]) | set(theirs["protocol"]))
-        changed = [key for key in keys if ours["protocol"].get(key) != theirs["protocol"].get(key)]
+        was, now = _settings(theirs), _settings(ours)
+        # a landscape may be added to a file that has none, and cells to one that has
+        free = set() if {"landscape"} <= set(theirs["protocol"]) & set(ours["protocol"]) else {"landscape"}
+        keys = sorted(key for key in set(was) | set(now) if key.split()[0] not in free)
+        changed = [key for key in keys if was.get(key) != now.get(key)]
         if changed:
             raise BadInput(
-                f"{path} was measured with {changed[0]} = {theirs['protocol'].get(changed[0])}, "
-                f"not {ours['protocol'].get(changed[0])}: choose another file with -o."
+                f"{path} was measured with {changed[0]} = {was.get(changed[0])}, "
+                f"not {now.get(changed[0])}: choose another file with -o."
             )
         stated = {checkpoint.id: checkpoint.train_tokens for checkpoint in plan.checkpoints}
         for name, tokens in zip(data["checkpoint"].values, data["train_tokens"].values, strict=True):
@@ -155,4 +165,7 @@ def frame(plan: Plan, parts: list[xr.Dataset]) -> xr.Dataset:
     planned = {checkpoint.id: facts(checkpoint) for checkpoint in plan.checkpoints}
     others = {name: known for name, known in rows.items() if name not in planned}
     sizes = {document.id: len(document.text.encode()) for document in plan.documents}
-    return measurements.empty(others | planned, sorted(recipes, key=_place), sizes, plan.manifest())
+    manifest = plan.manifest()
+    landscapes = [found for part in parts if (found := measurements.manifest(part)["protocol"].get("landscape"))]
+    manifest["protocol"] |= {"landscape": landscapes[0]} if landscapes else {}
+    return measurements.empty(others | planned, sorted(recipes, key=_place), sizes, manifest)

@@ -41,6 +41,47 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Landscape:
+    """How the loss landscape is taken (`bayesqid.measure.landscape`): on one in sixteen documents, at least twelve.
+
+    The slope, of which documents differ most, is taken on four times as many. `step` and `radii` are distances
+    relative to the weights' norm. `documents` is 0 for the usual share.
+    """
+
+    documents: int = 0
+    probes: int = 4
+    directions: int = 4
+    radii: tuple[float, ...] = (0.03, 0.1, 0.3)
+    step: float = 0.03
+    seed: int = 0
+
+    def chosen(self, count: int) -> list[int]:
+        """Numbers of the documents used, out of `count`: evenly spaced among those for slopes."""
+        wide = self.chosen_for_slopes(count)
+        return [wide[number] for number in _spaced(len(wide), self._size(count))]
+
+    def chosen_for_slopes(self, count: int) -> list[int]:
+        """Numbers of the documents used for slopes, evenly spaced in the order of the text."""
+        return _spaced(count, min(count, 4 * self._size(count)))
+
+    def _size(self, count: int) -> int:
+        return min(count, self.documents or max(12, -(-count // 16)))
+
+    def manifest(self, count: int) -> dict[str, Any]:
+        """What stands in the file, for a text of `count` documents."""
+        small, wide = self.chosen(count), self.chosen_for_slopes(count)
+        return {"documents": len(small), "slope_documents": len(wide), "of_documents": count,
+                "choice": "evenly spaced in the order of the text", "probes": self.probes,
+                "directions": self.directions, "radii": list(self.radii), "step": self.step,
+                "seed": self.seed, "dtype": "float32"}  # fmt: skip
+
+
+def _spaced(count: int, wanted: int) -> list[int]:
+    """`wanted` of the numbers below `count`, evenly spaced."""
+    return [(2 * number + 1) * count // (2 * wanted) for number in range(wanted)]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything a worker needs besides the checkpoint; plain values, so that it can be sent to a process."""
 
@@ -60,9 +101,11 @@ class Plan:
     save_to: str | None = None
     # whether what was downloaded stays in the cache
     keep: bool = False
+    landscape: Landscape | None = None
 
     def manifest(self) -> dict[str, Any]:
         """What stands in the file: suite, protocol with the texts' hashes, versions, device, command."""
+        more = {} if self.landscape is None else {"landscape": self.landscape.manifest(len(self.documents))}
         return {
             "suite": self.suite,
             "protocol": asdict(self.protocol)
@@ -76,7 +119,8 @@ class Plan:
                 "calibration_sha256": text.digest(list(self.calibration)),
                 "calibration_documents": len(self.calibration),
                 "gptq_damp": DAMP,
-            },
+            }
+            | more,
             "excluded": self.excluded,
             "versions": {name: _version(name) for name in ("bayesqid", "torch", "transformers", "numpy")},
             "device": device_name(self.device),
@@ -124,6 +168,19 @@ def protocol(*layers: dict[str, Any]) -> Protocol:
     if result.dtype not in DTYPES:
         raise BadInput(f"The dtype {result.dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
     return result
+
+
+def landscape(wanted: bool, documents: int | None, probes: int | None) -> Landscape | None:
+    """Settings of the loss landscape, None where it is not wanted; `BadInput` for ones that cannot be used."""
+    given = {name: value for name, value in (("documents", documents), ("probes", probes)) if value is not None}
+    if not wanted and given:
+        option = "--landscape-documents" if "documents" in given else "--probes"
+        raise BadInput(f"{option} belongs to --landscape: give that as well.")
+    if documents is not None and documents < 2:
+        raise BadInput(f"--landscape-documents is {documents}: give at least 2, for they give the standard errors.")
+    if probes is not None and (probes < 0 or probes == 1):
+        raise BadInput(f"--probes is {probes}: give 0 for none, or at least 2 for a standard error.")
+    return replace(Landscape(), **given) if wanted else None
 
 
 def is_own(target: str) -> bool:
@@ -182,12 +239,13 @@ def make(
     quantized_method: str | None = None,
     save_to: Path | None = None,
     keep: bool = False,
+    landscape: Landscape | None = None,
 ) -> Plan:
     """Plan for a suite (name or TOML file) or for one model of one's own.
 
     `quantized` are folders of checkpoints saved quantized whose baseline the target is, a single model, and
     `quantized_method` how they were made if they do not say; `save_to` is a folder for what is quantized
-    here, and `keep` leaves downloads in the cache.
+    here, `keep` leaves downloads in the cache, and `landscape` asks for the loss landscape too.
 
     `facts` are those a model of one's own needs (family, tokens, lr_phase, called); `settings` overrule the
     suite's protocol; texts default to the suite's, and to the bundled ladder's for a model of one's own.
@@ -232,4 +290,5 @@ def make(
         saved=given,
         save_to=str(save_to) if save_to else None,
         keep=keep,
+        landscape=landscape,
     )

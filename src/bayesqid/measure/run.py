@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xarray as xr
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from bayesqid import files, measurements
 from bayesqid.errors import BadInput
-from bayesqid.measure import layers, load, lock
+from bayesqid.measure import landscape_run, layers, load, lock
 from bayesqid.measure.checkpoint import measure_checkpoint
 from bayesqid.measure.parts import done, existing, frame, lock_path, parts_folder
 from bayesqid.measure.plan import Plan
@@ -32,6 +33,19 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} cells [{elapsed}<{r
 
 # In a worker: set when the parent wants no more
 _stop: Event | None = None
+
+
+class Task(NamedTuple):
+    """What is missing of a checkpoint: cells of recipes, and its loss landscape for recipes."""
+
+    checkpoint: Checkpoint
+    recipes: list[Recipe]
+    charted: list[Recipe]
+
+    @property
+    def size(self) -> int:
+        """Steps of the bar: a checkpoint's landscape is one."""
+        return len(self.recipes) + bool(self.charted)
 
 
 def _guard() -> None:
@@ -58,11 +72,11 @@ def _go_on(amount: float = 0.0) -> None:
         raise KeyboardInterrupt
 
 
-def _work(plan: Plan, checkpoint: Checkpoint, recipes: list[Recipe], hashes: dict[str, str], output: Path) -> None:
+def _work(plan: Plan, task: Task, hashes: dict[str, str], output: Path) -> None:
     """Measure in a worker; what is finished when the parent stops it is saved."""
     try:
         _go_on()
-        measure_checkpoint(plan, checkpoint, recipes, hashes, output, _go_on)
+        measure_checkpoint(plan, task.checkpoint, task.recipes, hashes, output, _go_on, task.charted)
     except KeyboardInterrupt:
         return
 
@@ -77,42 +91,40 @@ def workers(plan: Plan, jobs: int, tasks: int) -> int:
     return min(cores, tasks) if small and on_cpu and tasks > 1 else 1
 
 
-def missing(plan: Plan, measured: set[tuple[str, str]]) -> list[tuple[Checkpoint, list[Recipe]]]:
-    """Checkpoints with the recipes that are still to be measured for them."""
+def missing(plan: Plan, measured: set[tuple[str, str]], uncharted: Mapping[str, list[Recipe]]) -> list[Task]:
+    """Checkpoints with the recipes that are still to be measured, or to be charted, for them."""
     tasks = [
-        (checkpoint, [recipe for recipe in plan.recipes if (checkpoint.id, str(recipe)) not in measured])
+        Task(checkpoint, [recipe for recipe in plan.recipes if (checkpoint.id, str(recipe)) not in measured],
+             uncharted.get(checkpoint.id, []))
         for checkpoint in plan.checkpoints
-    ]
-    return [(checkpoint, recipes) for checkpoint, recipes in tasks if recipes]
+    ]  # fmt: skip
+    return [task for task in tasks if task.size]
 
 
-def _here(plan: Plan, tasks: list, hashes: dict[str, str], output: Path, bar: tqdm) -> None:
+def _here(plan: Plan, tasks: list[Task], hashes: dict[str, str], output: Path, bar: tqdm) -> None:
     load.quiet()
-    for checkpoint, recipes in tasks:
-        bar.set_description_str(checkpoint.id)
+    for task in tasks:
+        bar.set_description_str(task.checkpoint.id)
         start = bar.n
-        measure_checkpoint(plan, checkpoint, recipes, hashes, output, bar.update)
+        measure_checkpoint(plan, task.checkpoint, task.recipes, hashes, output, bar.update, task.charted)
         # what was tried twice, or not to the end, counts once
-        bar.update(start + len(recipes) - bar.n)
+        bar.update(start + task.size - bar.n)
 
 
-def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], output: Path, bar: tqdm, count: int) -> None:
+def _in_processes(plan: Plan, tasks: list[Task], hashes: dict[str, str], output: Path, bar: tqdm, count: int) -> None:
     threads = max(1, torch.get_num_threads() // count)
     # the biggest first, so that no core waits for a late big one
-    ordered = sorted(tasks, key=lambda task: -task[0].n_params)
+    ordered = sorted(tasks, key=lambda task: -task.checkpoint.n_params)
     context = get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(count, context, _start, (threads, stop)) as pool:
-        waiting = {
-            pool.submit(_work, plan, checkpoint, recipes, hashes, output): (checkpoint, recipes)
-            for checkpoint, recipes in ordered
-        }
+        waiting = {pool.submit(_work, plan, task, hashes, output): task for task in ordered}
         try:
             for future in as_completed(waiting):
-                checkpoint, recipes = waiting[future]
+                task = waiting[future]
                 future.result()
-                bar.set_description_str(checkpoint.id)
-                bar.update(len(recipes))
+                bar.set_description_str(task.checkpoint.id)
+                bar.update(task.size)
         except BrokenProcessPool as error:
             # the others have ended already, and the one that was killed may hold the lock of `stop` for ever
             raise BadInput(
@@ -128,7 +140,7 @@ def _in_processes(plan: Plan, tasks: list, hashes: dict[str, str], output: Path,
 def merged(plan: Plan, output: Path) -> xr.Dataset:
     """Everything measured so far for an output file, its own content and its parts together."""
     parts = list(existing(output, plan))
-    data = measurements.merge(frame(plan, parts), parts)
+    data = landscape_run.filled(measurements.merge(frame(plan, parts), parts), parts)
     # copies are found out before they are loaded, so the file does not have their hash
     return measurements.refuse(data, lock.twins(lock.read(lock_path(output, plan))))
 
@@ -137,16 +149,19 @@ def run(plan: Plan, output: Path, jobs: int = 0, retry_failed: bool = False) -> 
     """Measure what is missing of a plan, write `output` and return it.
 
     Finished cells lie in `output`.parts/ and are never measured again, failed ones only with `retry_failed`. Ctrl-C
-    keeps what is finished and merges it. Raises `BadInput` when `output` is of another suite or protocol.
+    keeps what is finished and merges it. A landscape may be added to cells measured before, and cells to it. Raises
+    `BadInput` when `output` is of another suite or protocol.
     """
     device = layers.best_device(plan.device)
-    measured, failed, hashes = done(list(existing(output, plan)))
-    tasks = missing(plan, measured if retry_failed else measured | failed)
+    found = list(existing(output, plan))
+    measured, failed, hashes = done(found)
+    uncharted = landscape_run.missing(plan, found, retry_failed)
+    tasks = missing(plan, measured if retry_failed else measured | failed, uncharted)
     folder = parts_folder(output)
     for name, reason in plan.excluded.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
     total = len(plan.checkpoints) * len(plan.recipes)
-    left = sum(len(recipes) for _, recipes in tasks)
+    left = sum(len(task.recipes) for task in tasks)
     if left < total:
         print(f"{total - left} of {total} cells are in {output} already", file=sys.stderr)
     again = sum((checkpoint.id, str(recipe)) in failed for checkpoint in plan.checkpoints for recipe in plan.recipes)
@@ -156,7 +171,8 @@ def run(plan: Plan, output: Path, jobs: int = 0, retry_failed: bool = False) -> 
     pace = 0.1 if sys.stderr.isatty() else 10.0
     try:
         if tasks:
-            with tqdm(total=left, desc=device.type, mininterval=pace, file=sys.stderr, bar_format=BAR) as bar:
+            steps = sum(task.size for task in tasks)
+            with tqdm(total=steps, desc=device.type, mininterval=pace, file=sys.stderr, bar_format=BAR) as bar:
                 if count == 1:
                     _here(plan, tasks, hashes, output, bar)
                 else:
@@ -177,6 +193,6 @@ def summary(data: xr.Dataset, output: Path) -> dict[str, Any]:
         "measured": int((status == measurements.OK).sum()),
         "missing": int((status == measurements.MISSING).sum()),
         "failed": int((status == measurements.FAILED).sum()),
-        "failures": measurements.failures(data),
+        "failures": measurements.failures(data) | landscape_run.reasons(data),
         "device": measurements.manifest(data)["device"],
     }

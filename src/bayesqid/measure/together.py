@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bayesqid.errors import BadInput
-from bayesqid.measure import blocks, calibrate, layers, loss, text
+from bayesqid.measure import activations, blocks, calibrate, layers, loss, text
 from bayesqid.measure.calibrate import Lane, Quantization
 from bayesqid.measure.quantizers.outcome import Quantized
 from bayesqid.recipe import NONE, Recipe
@@ -115,8 +115,9 @@ def through(ready: Ready, lanes: Sequence[Lane], tick: Callable[[], object]) -> 
                     continue
                 try:
                     calibrate.install(found, made)
-                    for batch, state in enumerate(lane.hidden):
-                        lane.hidden[batch] = blocks.run(block, state, ready.evaluation.calls[batch][depth])
+                    with activations.rounded(found, lane.recipe):
+                        for batch, state in enumerate(lane.hidden):
+                            lane.hidden[batch] = blocks.run(block, state, ready.evaluation.calls[batch][depth])
                 finally:
                     layers.install(found, before)
                 if lane.kept is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from bayesqid.measure.quantizers import awq, fourbit, gptq, hqq, mx, rtn
+from bayesqid.measure.quantizers import awq, floats, fourbit, gptq, hqq, mx, rtn
 from bayesqid.measure.quantizers.outcome import Quantized, Seen
 from bayesqid.recipe import Recipe
 
@@ -15,6 +15,14 @@ Many = Callable[[Tensor, Sequence[Seen | None], Sequence[Recipe]], list[Quantize
 ROUND: dict[str, One] = {
     "int": rtn.quantize,
     "mxint": mx.quantize,
+    "mxfp": mx.quantize,
+    "mxfp-e2m3": mx.quantize,
+    "mxfp-e3m2": mx.quantize,
+    "mxfp-e4m3": mx.quantize,
+    "mxfp-e5m2": mx.quantize,
+    "fp-e4m3": floats.fp8,
+    "fp-e5m2": floats.fp8,
+    "nvfp": floats.nvfp4,
     "nf": fourbit.quantize,
     "fp": fourbit.quantize,
 }

@@ -9,10 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayesqid.measure.quantizers import rtn
+from bayesqid.measure.quantizers import mx, rtn
 from bayesqid.measure.quantizers.outcome import Quantized, Seen
 from bayesqid.recipe import Recipe
 
+# number format -> how the grid of a group is fitted, and rounding to nearest on it
+GRID = {"int": rtn.grid, "mxint": mx.grid}
+NEAREST = {"int": rtn.quantize, "mxint": mx.quantize}
 # Share of the mean diagonal that is added to the Hessian's diagonal, as in the paper's section 3.3
 DAMP = 0.01
 COLUMNS_PER_BLOCK = 128
@@ -77,9 +80,9 @@ def quantize(weight: Tensor, seens: Sequence[Seen | None], recipes: Sequence[Rec
     Recipes run in lockstep, column by column, as one batch; what they share (`seens` that are one object) is
     factorized once. Inputs that never fire get a zero weight, as in the reference code. A group's scale is
     fitted to the weights as they are when its block of 128 columns is begun, as GPTQModel does (the paper updates
-    them first); without groups, to the original weights. A layer that no calibration input reached is rounded to
-    nearest. The note tells each damp above the usual and each such fallback. Raises ValueError when a Hessian
-    cannot be factorized.
+    them first); without groups, to the original weights. The shared scale of an MX block is fitted likewise. A layer
+    that no calibration input reached is rounded to nearest. The note tells each damp above the usual and each such
+    fallback. Raises ValueError when a Hessian cannot be factorized.
     """
     factors: dict[tuple[int, bool], Factor] = {}
     done: dict[int, Quantized] = {}
@@ -88,7 +91,8 @@ def quantize(weight: Tensor, seens: Sequence[Seen | None], recipes: Sequence[Rec
             raise ValueError("GPTQ needs a Hessian")
         key = (id(seen), "act" in recipe.options)
         if not bool(seen.hessian.diagonal().any()):
-            done[index] = rtn.quantize(weight, None, recipe)._replace(note="no input reached it: rounded to nearest")
+            nearest = NEAREST[recipe.format](weight, None, recipe)
+            done[index] = nearest._replace(note="no input reached it: rounded to nearest")
         elif key not in factors:
             factors[key] = factorize(seen, key[1])
     columns = weight.shape[1]
@@ -140,7 +144,7 @@ def _lockstep(weight: Tensor, factors: list[Factor], recipes: list[Recipe], shar
                 if (start + i) % size == 0:
                     # groups never straddle a block, 128 being a multiple of every group size; whole rows do
                     members = before[r, i : i + size] if size < columns else work[r]
-                    lie = rtn.grid(members.T, recipes[r])
+                    lie = GRID[recipes[r].format](members.T, recipes[r])
                     scale[r], zero[r] = lie[0][:, 0], lie[1][:, 0]
                     grids[r].append((lie[0], lie[1]))
             column = block[:, i]

@@ -3,33 +3,30 @@
 Open Compute Project, Microscaling Formats (MX) Specification, version 1.0 (2023), sections 5.2, 5.3 and 6.3.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from bayesqid.measure.quantizers import floats
+from bayesqid.measure.quantizers.floats import Element
 from bayesqid.measure.quantizers.outcome import Quantized, Seen
 from bayesqid.recipe import Recipe
 
 
-class Element(NamedTuple):
-    """Numbers of an MX block: least and largest exponent, bits after the binary point, least and largest number.
+def integer(bits: int) -> Element:
+    """Two's complement with one bit before the binary point besides the sign: the specification's INT8 for 8 bits.
 
-    Neighbours of v are 2^(clamp(floor(log2 |v|), e_min, e_max) - fraction) apart; for integers e_min = e_max = 0.
+    Narrower ones have fewer bits after the point; the specification does not have them.
     """
-
-    e_min: int
-    e_max: int
-    fraction: int
-    low: float
-    high: float
+    return Element(0, 0, bits - 2, -2.0, 2 - 2.0 ** (2 - bits))
 
 
-# format and bits -> element. mxint8 is the specification's INT8, two's complement 1.6; mxint4 is 1.2 likewise
-ELEMENTS = {
-    "mxint4": Element(0, 0, 2, -2, 1.75),
-    "mxint8": Element(0, 0, 6, -2, 1.984375),
+# number format -> element
+ELEMENTS = {f"mxint{bits}": integer(bits) for bits in (2, 3, 4, 6, 8)} | {
+    "mxfp4": floats.E2M1,
+    "mxfp6e2m3": floats.E2M3,
+    "mxfp6e3m2": floats.E3M2,
+    "mxfp8e4m3": floats.E4M3,
+    "mxfp8e5m2": floats.E5M2,
 }
 # an E8M0 scale is 2^-127 to 2^127
 SCALE_EXPONENT = 127
@@ -47,21 +44,33 @@ def power(exponent: Tensor) -> Tensor:
     return ((half + 127) << 23).view(torch.float32) * ((exponent - half + 127) << 23).view(torch.float32)
 
 
-def snap(number: Tensor, element: Element) -> Tensor:
-    """Nearest number of the element format, ties to even, saturated at its ends."""
-    step = power(floor_log2(number).clamp(element.e_min, element.e_max) - element.fraction)
-    return (torch.round(number / step) * step).clamp(element.low, element.high)
+def shared_scale(top: Tensor, element: Element) -> Tensor:
+    """Scale 2^clamp(floor(log2 m) - e_max, -127, 127) of blocks whose largest magnitudes are m, NaN if m is not finite.
+
+    It is the specification's: the largest power of two not above m, over the element's largest power of two. A number
+    that is then above the element's largest saturates. For NaN and infinity the specification leaves the choice.
+    """
+    scale = power((floor_log2(top) - element.e_max).clamp(-SCALE_EXPONENT, SCALE_EXPONENT))
+    return torch.where(top.isfinite(), scale, torch.nan)
+
+
+def grid(weight: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, each (..., 1), of each last dimension of (..., columns) as one block of an MXINT format.
+
+    MXINT is a uniform grid s (q - z) with q = 0 .. 2^b - 1, z = 2^(b-1) and s the shared scale over 2^(b-2).
+    """
+    element = ELEMENTS[recipe.number]
+    scale = shared_scale(weight.abs().amax(-1, keepdim=True), element) * 2.0**-element.fraction
+    return scale, torch.full_like(scale, 2.0 ** (recipe.bits - 1))
 
 
 def quantize(weight: Tensor, seen: Seen | None, recipe: Recipe) -> Quantized:
     """Weight (rows, columns) rounded to the recipe's MX format in blocks of `group_size` along each row.
 
-    A block's scale is 2^clamp(floor(log2 max |w|) - e_max, -127, 127) and its numbers are `snap`(w / scale) * scale.
-    The last block of a row may be short. What calibration text showed is not used.
+    With a block's `shared_scale` s its numbers are `floats.snap`(w / s) s. The last block of a row may be short. What
+    calibration text showed is not used.
     """
-    element = ELEMENTS[f"{recipe.format}{recipe.bits}"]
-    rows, columns = weight.shape
-    blocks = pad(weight.float(), (0, -columns % recipe.group_size)).reshape(rows, -1, recipe.group_size)
-    shared = floor_log2(blocks.abs().amax(-1, keepdim=True)) - element.e_max
-    scale = power(shared.clamp(-SCALE_EXPONENT, SCALE_EXPONENT))
-    return Quantized((snap(blocks / scale, element) * scale).view(rows, -1)[:, :columns].contiguous())
+    element = ELEMENTS[recipe.number]
+    blocks = floats.in_blocks(weight, recipe.group_size)
+    scale = shared_scale(blocks.abs().amax(-1, keepdim=True), element)
+    return Quantized(floats.in_rows(floats.snap(blocks / scale, element).mul_(scale), weight.shape[1]))

@@ -1,0 +1,35 @@
+"""Activations: what enters a block's linear layers, rounded as a recipe with the option `wa` says."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from bayesqid.measure import blocks, layers, quantizers
+from bayesqid.recipe import Recipe
+
+
+def rounded_inputs(inputs: Tensor, recipe: Recipe) -> Tensor:
+    """Inputs (..., columns) of a linear layer rounded to nearest in the recipe's number format, in their own dtype.
+
+    Each token is a row: MX blocks run along its columns, and FP8 has one scale per token, taken from that token alone.
+    Nothing depends on the other tokens of a batch, so neither do scores on how texts are put into batches.
+    """
+    tokens = inputs.reshape(-1, inputs.shape[-1])
+    return quantizers.nearest(tokens, None, recipe).weight.to(inputs.dtype).view(inputs.shape)
+
+
+@contextmanager
+def rounded(found: Mapping[str, layers.Layer], recipe: Recipe) -> Iterator[None]:
+    """Context in which the layers get their inputs rounded if the recipe says so, and as they are if not."""
+    # layers that are fed the same tensor, as queries, keys and values are, share its rounding
+    last: list[tuple[Tensor, Tensor]] = []
+
+    def hook(_: nn.Module, args: tuple) -> tuple:
+        if not last or last[0][0] is not args[0]:
+            last[:] = [(args[0], rounded_inputs(args[0], recipe))]
+        return (last[0][1], *args[1:])
+
+    chosen = found.values() if recipe.rounds_inputs else ()
+    with blocks.hooks([module.register_forward_pre_hook(hook) for module in chosen]):
+        yield
