@@ -113,7 +113,7 @@ def share(value: float | None) -> str:
     """A counted share in per cent; never 0 % or 100 % for what is only close to it."""
     if value is None or not math.isfinite(value):
         return "–"
-    if 0 < value < 0.005:
+    if 0 < value <= 0.005:
         return "<1 %"
     if 0.995 <= value < 1:
         return ">99 %"
@@ -122,7 +122,7 @@ def share(value: float | None) -> str:
 
 def chance(value: float) -> str:
     """A probability estimated from draws, which can prove neither 0 nor 1."""
-    return "<1 %" if value < 0.005 else ">99 %" if value >= 0.995 else share(value)
+    return "<1 %" if value <= 0.005 else ">99 %" if value >= 0.995 else share(value)
 
 
 def span(low: float, high: float) -> str:
