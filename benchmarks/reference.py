@@ -58,8 +58,12 @@ REFERENCES: dict[str, Callable[[], xr.Dataset]] = {
 
 
 def digest(cells: xr.Dataset) -> str:
-    """SHA-256 of what inference reads of cells: every coordinate and variable, in the order of their names."""
-    names = sorted(str(name) for name in (*cells.coords, *cells.data_vars))
+    """SHA-256 of what inference reads of cells: every coordinate and variable, in the order of their names.
+
+    The loss landscape counts only for a law that reads it.
+    """
+    unread = set(cells_module.FEATURES) - set(laws.get(LAW).features)
+    names = sorted({str(name) for name in (*cells.coords, *cells.data_vars)} - unread)
     parts = [name.encode() + (v.astype(str).astype("S") if v.dtype.kind in "OUT" else v).tobytes()
              for name in names for v in [cells[name].to_numpy()]]  # fmt: skip
     return files.sha256_bytes(b"\n".join(parts))
