@@ -165,7 +165,7 @@ def test_mutated_locks(folder, changes):
 READER = """
 import json, random, sys, traceback
 from pathlib import Path
-from bayesqid.answers import draws, project
+from bayesqid.answers import asking, draws, project
 from bayesqid.errors import BadInput
 from bayesqid.importers import sources
 from bayesqid.measure import lock

@@ -19,6 +19,8 @@ BUNDLED = "posterior.nc"
 # what an answer reads of a posterior
 GROUPS = ("posterior", "prior", "constant_data", "cells")
 ATTRS = ("law", "model", "checks")
+NEEDED = {"mu", "sd", "theta", "covariate", "spread", "tau", "lam"}
+CENTERS = {"center_x_N", "center_x_D"}
 # what only reports and sensitivity read
 PER_CELL = ("log_likelihood", "posterior_predictive", "observed_data", "sample_stats")
 IDENTIFIED = 0.2
@@ -140,6 +142,9 @@ def _whole(tree: xr.DataTree) -> bool:
     labels = {"term": law.term_names, "covariate_name": [c.name for c in law.covariates],
               "effect": [e.name for e in law.effects]}  # fmt: skip
     fit = all(list(sample[dim].values) == list(names) for dim, names in labels.items())
+    fit &= NEEDED <= set(sample.data_vars) and {"mu", "sd"} <= set(tree["prior"].data_vars)
+    fit &= {effect.name for effect in law.effects} <= set(sample.data_vars)
+    fit &= CENTERS <= set(tree["constant_data"].data_vars)
     finite = all(np.isfinite(values.to_numpy().astype(float)).all() for values in sample.data_vars.values())
     return fit and finite and isinstance(json.loads(tree.attrs["checks"]), dict)
 
