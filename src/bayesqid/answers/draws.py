@@ -142,9 +142,9 @@ def _whole(tree: xr.DataTree) -> bool:
     labels = {"term": law.term_names, "covariate_name": [c.name for c in law.covariates],
               "effect": [e.name for e in law.effects]}  # fmt: skip
     fit = all(list(sample[dim].values) == list(names) for dim, names in labels.items())
-    fit &= NEEDED <= set(sample.data_vars) and {"mu", "sd"} <= set(tree["prior"].data_vars)
+    fit &= set(sample.data_vars) >= NEEDED and {"mu", "sd"} <= set(tree["prior"].data_vars)
     fit &= {effect.name for effect in law.effects} <= set(sample.data_vars)
-    fit &= CENTERS <= set(tree["constant_data"].data_vars)
+    fit &= set(tree["constant_data"].data_vars) >= CENTERS
     finite = all(np.isfinite(values.to_numpy().astype(float)).all() for values in sample.data_vars.values())
     return fit and finite and isinstance(json.loads(tree.attrs["checks"]), dict)
 
