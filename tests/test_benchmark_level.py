@@ -1,23 +1,17 @@
 """The calibration of `level`: its truth, written out, is the problem's own law; its tables count what they say."""
 
-import importlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from benchmarked import BENCHMARKS, module
+
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no checkout of the repository")
 
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module("level")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return module("level")
 
 
 def query(held, p, passed, **more):

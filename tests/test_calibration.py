@@ -1,8 +1,6 @@
 """The benchmarks that refit many times: small runs of fixed seeds, resuming, and a longer check in make soak."""
 
-import importlib
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,20 +9,11 @@ import pytest
 
 from bayesqid import laws
 from bayesqid.inference import sbc
+from benchmarked import BENCHMARKS, module
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no checkout of the repository")
 SMALL = (2, 2, 2)
-
-
-def module(name: str):
-    """A benchmark as a module; they import each other from their own folder."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

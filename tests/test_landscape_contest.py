@@ -1,8 +1,5 @@
 """The contest on the loss landscape: what is left out stays out, the forest's distribution, the claims' arithmetic."""
 
-import importlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +8,10 @@ from scipy import stats
 from bayesqid import files, laws, likelihood
 from bayesqid.answers import baselines
 from bayesqid.inference import simulate
+from benchmarked import BENCHMARKS, module
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no checkout of the repository")
 LAW = laws.get("landscape")
-
-
-def module(name: str):
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

@@ -272,10 +272,7 @@ def as_json(scored: xr.Dataset) -> dict:
 def as_text(scored: xr.Dataset) -> str:
     """The scores for a terminal of 80 columns, verdict first."""
     out = as_json(scored)
-    failed = [name for name, good in out["checks"].items() if not good]
-    lines = [f"Checks failed: {', '.join(failed)}."] if failed else []
-    lines += textwrap.wrap(f"Verdict: {VERDICTS[out['verdict']]}.", 80)
-    lines += textwrap.wrap(
+    lines = wording.opening(out, VERDICTS) + textwrap.wrap(
         f"{out['n']} rows of {out['n_checkpoints']} checkpoints; {out['n_ln']} of them pass three standard errors and "
         f"are scored on ln QiD too. Law {out['law']}, model {out['model']}. Share of rows inside the equal-tailed "
         "interval of each mass; median |ln error|, mean CRPS and bias of ln QiD.", 80)  # fmt: skip

@@ -51,6 +51,5 @@ def next_(
                           new_family, lr_phase, per, error, flops)  # fmt: skip
     if output is not None:
         written = answer.write(result, output)
-        if not quiet:
-            typer.echo(f"Suite: {', '.join(map(str, written))}; bayesqid measure {output}", err=True)
+        typer.echo(f"Suite: {', '.join(map(str, written))}; bayesqid measure {output}", err=True)
     common.show(as_json, answer.as_json(result), answer.as_text(result))

@@ -26,19 +26,15 @@ def score(
     quiet: common.Quiet = False,
 ) -> None:
     """Score a posterior's predictions against measurements that were not fitted."""
-    import json
-
-    from bayesqid.answers import draws
     from bayesqid.answers import score as answer
     from bayesqid.errors import BadInput
 
     if len(names) > 2:
         raise BadInput(f"{len(names)} files are given: name a table, or a posterior and then a table.")
     *named, table = names
-    fitted = draws.read(named[0] if named else None)
-    typer.echo(f"Posterior: {fitted.path} ({fitted.origin}).", err=True)
+    fitted = common.opened(named[0] if named else None)
     result = answer.score(fitted, _cells(table, everything))
-    typer.echo(json.dumps(answer.as_json(result), allow_nan=False) if as_json else answer.as_text(result))
+    common.show(as_json, answer.as_json(result), answer.as_text(result))
 
 
 def _cells(name: str, everything: bool) -> "xr.Dataset":

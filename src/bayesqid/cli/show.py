@@ -99,15 +99,11 @@ def posterior(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a posterior rests on: checks, what the data informed, how far the priors move it."""
-    import json
-    import sys
+    from bayesqid.answers import standing
+    from bayesqid.cli import common
 
-    from bayesqid.answers import draws, standing
-
-    found = draws.read(path)
-    print(f"Posterior: {found.path} ({found.origin}).", file=sys.stderr)
-    answer = standing.of(found, params, tokens, bits)
-    print(json.dumps(answer, allow_nan=False) if as_json else standing.as_text(answer))
+    answer = standing.of(common.opened(path, brief=False), params, tokens, bits)
+    common.show(as_json, answer, standing.as_text(answer))
 
 
 def suites_text(loaded: "list[Suite]") -> str:
