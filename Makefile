@@ -31,8 +31,8 @@ demo: setup  ## measure the bundled ladder, sample both posteriors, project to 1
 	$(ONE_THREAD) $(BIN)/bayesqid sample atlas demo/measurements.nc --model hierarchical -o demo/posterior.nc
 	$(BIN)/bayesqid project demo/posterior.nc --tokens 1e14 -o demo/report
 
-test: setup  ## run the tests, all but soak and browser
-	$(BIN)/pytest -m 'not soak and not browser'
+test: setup  ## run the tests, all but soak and browser; a process per core, four at most
+	$(ONE_THREAD) $(BIN)/pytest -m 'not soak and not browser' --numprocesses auto --maxprocesses 4 --dist loadfile
 
 soak: setup  ## run the long tests: kills at random moments, fuzzed input, calibration of the intervals
 	@echo 'Long tests: measuring is killed and resumed, input is fuzzed, intervals are checked for calibration.'
