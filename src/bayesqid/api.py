@@ -140,6 +140,13 @@ def next_measurements(
                         flops)  # fmt: skip
 
 
+def replicate(posterior: "Given" = None, *, paper: str) -> "xr.Dataset":
+    """What a paper prints, its own constants and a posterior, dim `claim`: see `bayesqid.answers.replicate.replicate`."""
+    from bayesqid.answers import replicate as answer
+
+    return answer.replicate(open_posterior(posterior, brief=True), paper)
+
+
 def score(posterior: "Given" = None, *, data: "str | xr.Dataset") -> "xr.Dataset":
     """Predictions against cells that were not fitted: see `bayesqid.answers.score.score`."""
     from bayesqid.answers import score as answer

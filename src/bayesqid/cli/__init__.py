@@ -18,11 +18,12 @@ COMMANDS = {
     "What will quantization cost?": ("project", "choose", "tokens"),
     "What do a model's losses tell of its training?": ("level", "drivers"),
     "Measure and infer": ("next", "measure", "sample"),
-    "Can the answer be believed?": ("report", "score", "compare", "simulate"),
+    "Can the answer be believed?": ("report", "score", "compare", "replicate", "simulate"),
     "What ships with bayesqid?": ("show",),
 }
 # commands that are over in a second
-SHORT = (*COMMANDS["What will quantization cost?"], *COMMANDS["What do a model's losses tell of its training?"], "next")
+SHORT = (*COMMANDS["What will quantization cost?"], *COMMANDS["What do a model's losses tell of its training?"], "next",
+         "replicate")  # fmt: skip
 
 
 def function(name: str) -> Any:
