@@ -1,17 +1,23 @@
-"""Make data/published_qid.csv from data/raw/published_qid.csv: `python data/clean.py`.
+"""Make the atlas from what was collected: `python data/clean.py` writes published_qid.csv, atlas.nc and their README.
 
-The same input gives the same bytes. Nothing is dropped: what inference leaves out by default is marked.
+raw/published_qid.csv is the base; every data/sources/NAME.csv is a source added later (docs/atlas.md says how). The
+same input gives the same bytes. Nothing is dropped: what inference leaves out by default is marked.
 """
 
+import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from bayesqid import files, methods
-from bayesqid.importers import tables
+from bayesqid.errors import BadInput
+from bayesqid.importers import check, reproducibility, schema, tables
 
 HERE = Path(__file__).resolve().parent
-RAW, CLEAN = HERE / "raw" / "published_qid.csv", HERE / "published_qid.csv"
+RAW, CLEAN, NETCDF = HERE / "raw" / "published_qid.csv", HERE / "published_qid.csv", HERE / "atlas.nc"
+SHEET, ADDED, README = HERE / "sources.csv", HERE / "sources", HERE / "README.md"
 
 # hidden size: the columns that share a per-channel scale (most matrices of a block are this wide)
 WIDTH = {
@@ -98,8 +104,82 @@ def clean(raw: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
+def added(text: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """A source added later as the raw table has its rows: sizes and tokens of known models, QiD, context filled in."""
+    raw = pd.DataFrame({column: text.get(column, "") for column in columns}, index=text.index)
+    for name in raw["model"].unique():
+        rows = raw["model"] == name
+        try:
+            facts = tables.lookup_model(name)
+        except BadInput:
+            continue
+        for column in ("n_params", "n_params_nonembedding", "train_tokens", "vocab_size"):
+            known = "" if math.isnan(facts[column]) else f"{facts[column]:.0f}"
+            raw.loc[rows & (raw[column] == ""), column] = known
+        raw.loc[rows & (raw["tokens_source"] == ""), "tokens_source"] = "as in the rest of the atlas"
+        raw.loc[rows, "model"] = facts["model"]
+    raw["kind"] = raw["kind"].replace("", "weight_only")
+    loss = [math.log(float(q) / float(fp)) if q and fp else float(qid)
+            for q, fp, qid in zip(raw["ppl_q"], raw["ppl_fp"], raw["qid"], strict=True)]  # fmt: skip
+    raw["qid"] = raw["qid"].where(raw["qid"] != "", [f"{value:.6f}" for value in loss])
+    raw["diverged"] = [str(value > tables.DIVERGED) for value in loss]
+    return raw
+
+
+def table() -> pd.DataFrame:
+    """The whole atlas as text: the base, then each added source for itself, so that none changes the others' rows."""
+    raw = read(RAW)
+    parts = [clean(raw)]
+    for path in sorted(ADDED.glob("*.csv")):
+        problems = check.check(path, HERE)
+        if problems:
+            raise SystemExit("\n".join([f"{path.name} is not added:", *problems]))
+        parts.append(clean(added(read(path), raw.columns)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def netcdf() -> None:
+    """Write atlas.nc from published_qid.csv; a file that holds the same is left as it is, whatever wrote it."""
+    data = schema.as_dataset(tables.read_table(CLEAN), read(SHEET))
+    if NETCDF.is_file() and files.open_dataset(NETCDF).identical(data):
+        return
+    files.write_aside(NETCDF, lambda aside: data.to_netcdf(aside, engine="h5netcdf", encoding=schema.encoding()))
+
+
+def spreads() -> str:
+    """The table of differences between sources as the datasheet has it."""
+    names = {"rtn": "RTN", "calibrated": "calibrated", "optimised": "optimised", "vector": "vector", "all": "all"}
+    atlas = tables.read_table(CLEAN)
+    lines = ["| quantizers | configurations | rows | sources | shared | own | both | robust |", f"|{'---|' * 8}"]
+    for merged in (False, True):
+        for name, found in reproducibility.by_class(atlas, merged).items():
+            if not merged or name in ("vector", "all"):
+                shown = [f"{one.median:.2f} ({one.lower:.2f} to {one.upper:.2f})"
+                         for one in (found.shared, found.own, found.both)]  # fmt: skip
+                label = names[name] + (", versions merged" if merged else "")
+                lines.append(f"| {label} | {found.configurations} | {found.rows} | {found.sources} | "
+                             f"{' | '.join(shown)} | {found.robust:.2f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def datasheet(text: str) -> str:
+    """The datasheet with its generated parts as the data and the schema have them now."""
+    parts = {"columns": schema.markdown(), "reproducibility": spreads()}
+    for name, part in parts.items():
+        text, count = re.subn(rf"(<!-- made: {name} -->\n).*?(\n<!-- end -->)", lambda m, p=part: m[1] + p + m[2], text,
+                              flags=re.DOTALL)  # fmt: skip
+        assert count == 1, f"README.md has no part {name}"
+    return text
+
+
 if __name__ == "__main__":
-    table = clean(pd.read_csv(RAW, dtype=str, keep_default_na=False))
-    files.write_text(CLEAN, table.to_csv(index=False, lineterminator="\n"))
-    print(f"{len(table)} rows, {(table.default == True).sum()} by default")  # noqa: E712
-    print(table.loc[~table.default, "default_reason"].value_counts().to_string())
+    atlas = table()
+    files.write_text(CLEAN, atlas.to_csv(index=False, lineterminator="\n"))
+    netcdf()
+    files.write_text(README, datasheet(README.read_text(encoding="utf-8")))
+    print(f"{len(atlas)} rows, {(atlas.default == True).sum()} by default")  # noqa: E712
+    print(atlas.loc[~atlas.default, "default_reason"].value_counts().to_string())

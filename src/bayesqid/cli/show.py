@@ -106,6 +106,61 @@ def posterior(
     common.show(as_json, answer, standing.as_text(answer))
 
 
+@app.command()
+def atlas(
+    family: Annotated[list[str] | None, typer.Option(help="Family; may be repeated.", show_default=False)] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Quantizer or generation (rtn, calibrated, optimised, vector); may be repeated.",
+                     show_default=False),
+    ] = None,
+    bits: Annotated[
+        list[float] | None, typer.Option(help="Nominal bits; may be repeated.", show_default=False)
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Part of a source's name.", show_default=False)] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Beginning of the text's name, e.g. c4.", show_default=False)
+    ] = None,
+    default: Annotated[
+        bool, typer.Option("--default/--all", help="Only rows that enter inference, or all of them.")
+    ] = True,
+    by: Annotated[str, typer.Option(help="Table and colours by family or method.")] = "family",
+    rows: Annotated[bool, typer.Option("--rows", help="List the rows as well.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the rows as CSV.", show_default=False)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw QiD into this .svg or .png file.", show_default=False)
+    ] = None,
+    x: Annotated[str, typer.Option("--x", help="What QiD is drawn against: params, tokens or bits.")] = "bits",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:  # fmt: skip
+    """Show the published measurements: how many, of what, how large; filter, list, write and plot them."""
+    from bayesqid import files
+    from bayesqid.answers import wording
+    from bayesqid.cli import common
+    from bayesqid.errors import BadInput
+    from bayesqid.importers import atlas as published
+
+    if by not in published.BY:
+        raise BadInput(f"--by {by} is neither of {', '.join(published.BY)}.")
+    if x not in published.AXES:
+        raise BadInput(f"--x {x} is none of {', '.join(published.AXES)}.")
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise BadInput(f"{plot} must end in .svg or .png.")
+    table = published.read()
+    chosen = published.select(table, family or (), method or (), bits or (), source, text, default)
+    if output is not None:
+        files.write_text(output, published.as_csv(chosen))
+    if plot is not None:
+        from bayesqid.report import atlas as figure
+
+        picture = figure.draw(published.points(chosen, by), x)[plot.suffix == ".png"]
+        files.write_aside(plot, lambda aside: aside.write_bytes(picture))
+    common.show(as_json, published.as_json(chosen, len(table), by, rows),
+                published.as_text(chosen, len(table), wording.count_text, by, rows))  # fmt: skip
+
+
 def suites_text(loaded: "list[Suite]") -> str:
     """Table of suites: models, usable and excluded checkpoints, sizes and tokens."""
     rows = [("suite", "models", "checkpoints", "excluded", "N", "tokens")]
@@ -156,11 +211,17 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 def _table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     lines = []
-    for row in rows:
+    for row in ((_shortened(row[0], widths[0]), *row[1:]) for row in rows):
         first, *rest = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join([first.strip().ljust(widths[0]), *rest]).rstrip())
     return "\n".join(lines)
+
+
+def _shortened(name: str, room: int) -> str:
+    """A name cut in its middle: both ends tell models apart."""
+    return name if len(name) <= room else f"{name[: (room - 3) // 2]}...{name[-((room - 2) // 2) :]}"
 
 
 def _range(values: list[int]) -> str:

@@ -8,10 +8,15 @@ import xarray as xr
 
 from bayesqid import bundled, cells, files, measurements
 from bayesqid.errors import BadInput
-from bayesqid.importers import tables
+from bayesqid.importers import mixed
 
 # bundled name -> file in data/
-BUNDLED = {"atlas": "published_qid.csv", "tiny": "tiny.nc", "landscape": "landscape.nc"}
+BUNDLED = {
+    "atlas": "published_qid.csv", "tiny": "tiny.nc", "landscape": "landscape.nc",
+    # other checkpoints than tiny's, so the two may be joined
+    "ladder": "ladder.nc",
+    "mixed": "mixed_published.csv",
+}  # fmt: skip
 
 
 def read_toml(path: Path) -> dict:
@@ -36,8 +41,7 @@ def read_cells(name: str, extras: Collection[str] = ()) -> xr.Dataset:
         raise BadInput(f"There is no data {name!r}: give a measurement file, a CSV table, or a bundled name ({known}).")
     source = {"name": name, "sha256": files.sha256_file(path)}
     if path.suffix == ".csv":
-        table = tables.read_table(path)
-        return cells.from_table(tables.with_extras(table, extras), source)
+        return mixed.read(path, source, extras)
     data = files.open_dataset(path)
     if data.attrs.get("schema") == cells.SCHEMA:
         return cells.from_file(data, source)
