@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak browser reports ladder bench calibration docs lint
+.PHONY: help setup demo test soak browser reports atlas ladder bench calibration docs site lint
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,10 @@ reports: setup  ## render reports/ and the figure of README.md again from the po
 	$(ONE_THREAD) $(BIN)/python reports/render.py
 	$(ONE_THREAD) $(BIN)/python docs/make_headline.py
 
+atlas: setup  ## rebuild the atlas, its datasheet and its figure from the collected tables
+	$(BIN)/python data/clean.py
+	$(ONE_THREAD) $(BIN)/python docs/make_atlas.py
+
 ladder: setup  ## train the tiny ladder again: half an hour of one core; finished runs are skipped
 	$(BIN)/python models/tiny/corpus.py
 	$(BIN)/python models/tiny/train.py
@@ -55,6 +59,7 @@ HOURS := calibration recovery reference resumable honesty refit structure compar
 NOT_HERE := gptq_reference $(HOURS)
 bench: setup  ## run the benchmarks that need nothing but bayesqid and take minutes
 	@for file in $(filter-out $(NOT_HERE:%=benchmarks/%.py), $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python docs/make_benchmarks.py
 
 calibration: setup  ## simulate and refit: are the intervals calibrated? Hours; goes on where it was interrupted
 	$(ONE_THREAD) $(BIN)/python benchmarks/calibration.py --jobs 2
@@ -66,6 +71,11 @@ calibration: setup  ## simulate and refit: are the intervals calibrated? Hours; 
 docs: setup  ## write docs/cli.md and the outputs shown in README.md and docs/ again
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_outputs.py
+	$(BIN)/python docs/make_tables.py
+	$(BIN)/python docs/make_benchmarks.py
+
+site: setup  ## the documentation as a site in site/; a dead link fails
+	$(BIN)/mkdocs build
 
 lint: setup  ## ruff, import contracts, types
 	$(BIN)/ruff check

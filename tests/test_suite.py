@@ -225,7 +225,7 @@ def test_an_explicit_table_that_is_damaged_is_refused(manifest, tmp_path):
 def test_an_unknown_suite_is_answered_with_the_names():
     with pytest.raises(BadInput) as caught:
         suite.load("pythiaa")
-    assert "gemstones, olmo2, pythia, smollm3, tiny" in str(caught.value)
+    assert ", ".join(suite.names()) in str(caught.value)
     assert "Did you mean pythia?" in str(caught.value)
     with pytest.raises(BadInput, match="no suite"):
         suite.load("missing.toml")

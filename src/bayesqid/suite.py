@@ -5,14 +5,13 @@ D is always step x tokens per step or an explicit table: labels on the hub are r
 
 import difflib
 import fnmatch
-import json
 import math
-import tomllib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bayesqid import bundled
+from bayesqid import bundled, files
 from bayesqid.errors import BadInput
 
 PHASES = ("constant", "decaying", "annealed", "unknown")
@@ -98,9 +97,19 @@ _KEYS: dict[str, dict[str, tuple[Any, bool]]] = {
     "run": {"family": (str, True), "suffix": (str, False), "revision": (str, True), "steps": (dict, True),
             "schedule": (str, True), "models": (list, False), "seeds": (list, False), "status": (str, False)},
     "steps": {"list": (list, False), "ends": (list, False), "start": (int, False), "stop": (int, False),
-              "every": (int, False)},
+              "every": (int, False), "offset": (int, False)},
     "exclude": {"hub": (str, True), "steps": (dict, True), "reason": (str, True), "source": (str, True)},
 }  # fmt: skip
+
+# key of a table of checkpoints -> type
+_LISTED: dict[str, Any] = {
+    "path": str, "family": str, "model": str, "revision": str, "n_params": int, "n_params_nonembedding": int,
+    "train_tokens": _NUMBER, "lr_phase": str, "lr_fraction": _NUMBER, "vocab_size": (int, type(None)),
+    "seed": (int, type(None)), "sha256": (str, type(None)),
+}  # fmt: skip
+# what is filled into names: a field, with as many leading zeros as two digits can say
+_FIELD = re.compile(r"\{(?P<field>[^{}:]*)(?::0(?P<width>[1-9]\d?)d)?[^{}]*\}")
+_NAME = re.compile(r"[\w.-][\w./-]{0,199}", re.ASCII)
 
 # kind -> (keys it needs, in words)
 KINDS = {
@@ -108,7 +117,14 @@ KINDS = {
     "cosine": (("end", "floor"), "cosine to {floor:g} of the peak at {unit} {end:,.0f}"),
     "linear": (("end", "floor", "decay_start"),
                "constant, then linear from {unit} {decay_start:,.0f} to {floor:g} of the peak at {end:,.0f}"),
+    "sqrt": (("end", "floor", "decay_start"),
+             "constant, then as 1 - sqrt from {unit} {decay_start:,.0f} to {floor:g} of the peak at {end:,.0f}"),
     "cooldown": ((), "constant, then linear to 0 at the end of each branch"),
+}  # fmt: skip
+
+# kind -> share of the fall of the learning rate that is still to come, at a share of its time
+SHAPES = {
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2, "linear": lambda t: 1 - t, "sqrt": lambda t: 1 - math.sqrt(t),
 }  # fmt: skip
 
 
@@ -131,18 +147,16 @@ def load(name_or_path: str | Path) -> Suite:
 
 
 def _load(path: Path) -> Suite:
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise BadInput(f"{path.name} is not valid TOML: {fault}.") from None
+    raw = files.toml_of(files.read_text(path, files.MOST_TOML, "suite"), path.name)
     _check(raw, path.name)
     folder = path.parent
     text = raw["text"]
     places = {
-        key: str(folder / text[key]) for key in ("evaluation", "calibration", "tokenizer") if key in text
-    }
+        key: str(_inside(folder, text[key], f"{path.name}, [text]"))
+        for key in ("evaluation", "calibration", "tokenizer") if key in text
+    }  # fmt: skip
     schedules = raw.get("schedule", {})
-    listed = _listed(folder / raw["checkpoints"], folder) if "checkpoints" in raw else ()
+    listed = _listed(_inside(folder, raw["checkpoints"], path.name), folder) if "checkpoints" in raw else ()
     try:
         generated = _generated(raw, path.name)
         words = tuple((f"{name}: {_in_words(s)}", s["status"]) for name, s in schedules.items())
@@ -162,6 +176,38 @@ def _load(path: Path) -> Suite:
         schedules=words,
         exclusions=tuple((f"{e['hub']}: {e['reason']}", e["source"]) for e in raw.get("exclude", ())),
     )
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """The file of that name below a suite's folder; `BadInput` for a name that leads out of it.
+
+    Suites are handed around: one must not have other files of its reader's opened. Whoever wants that puts a link there.
+    """
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BadInput(f"{where} names {name!r:.80}, which is not inside the suite's folder: move or link it there.")
+    return folder / name
+
+
+def _fill(template: str, where: str, **values: int | None) -> str:
+    """A name with {step}, {end}, {billions} and {seed} filled in, at most with leading zeros: {step:08d}.
+
+    `str.format` would reach into objects and write a billion blanks. `BadInput` for anything else.
+    """
+    def put(match: re.Match) -> str:
+        field, width = match["field"], match["width"]
+        if values.get(field) is None:
+            known = ", ".join(f"{{{name}}}" for name, value in values.items() if value is not None)
+            raise BadInput(f"{where}: {template!r:.80} cannot be filled in: {match[0]!r:.40} is none of {known}.")
+        return f"{values[field]:0{int(width or 0)}d}"
+
+    return _FIELD.sub(put, template)
+
+
+def _place(name: str, where: str, what: str) -> str:
+    """A hub id or revision as it is; `BadInput` for one that leads out of a folder."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise BadInput(f"{where}: the {what} {name!r:.80} is no name on a hub: use letters, digits and . _ - / only.")
+    return name
 
 
 def _check(raw: dict, file: str) -> None:
@@ -215,16 +261,20 @@ def _listed(table: Path, folder: Path) -> tuple[Checkpoint, ...]:
         raise BadInput(f"The suite's table of checkpoints {table} is missing: restore or rebuild it.")
     fields = ("family", "model", "revision", "n_params", "n_params_nonembedding", "train_tokens", "lr_phase",
               "lr_fraction", "vocab_size", "seed", "sha256")  # fmt: skip
-    try:
-        rows = json.loads(table.read_text(encoding="utf-8"))
-        return tuple(
-            Checkpoint(
-                hub=str(folder / row["path"]), status="trained here", **{key: row[key] for key in fields}
-            )
-            for row in rows
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as fault:
-        raise BadInput(f"{table.name} is no table of checkpoints: {fault!r}.") from None
+    rows = files.read_json(table, "table of checkpoints")
+    made = []
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        where = f"{table.name}, checkpoint {number}"
+        if not isinstance(row, dict) or not {"path", *fields} <= row.keys():
+            absent = [key for key in ("path", *fields) if not isinstance(row, dict) or key not in row]
+            raise BadInput(f"{where} has no {absent[0]!r}: it is no table of checkpoints, mend it.")
+        for key, kind in _LISTED.items():
+            if not isinstance(row[key], kind) or isinstance(row[key], bool):
+                raise BadInput(f"{where}: {key} = {row[key]!r:.40} cannot be used: mend it.")
+        place = _inside(folder, row["path"], where)
+        _place(row["revision"], where, "revision")
+        made.append(Checkpoint(hub=str(place), status="trained here", **{key: row[key] for key in fields}))
+    return tuple(made)
 
 
 def _generated(raw: dict, file: str) -> tuple[Checkpoint, ...]:
@@ -239,38 +289,31 @@ def _generated(raw: dict, file: str) -> tuple[Checkpoint, ...]:
 
 
 def _of_run(raw: dict, run: dict, model: dict, seed: int | None, file: str) -> list[Checkpoint]:
-    hub = model["hub"] + run.get("suffix", "").format(seed=seed)
+    hub = _place(model["hub"] + _fill(run.get("suffix", ""), file, seed=seed), file, "hub id")
     rate = raw["schedule"][model.get("schedule", run["schedule"])]
     per_step = model["tokens_per_step"]
     status = "; ".join(filter(None, (model["status"], run.get("status", ""), f"schedule {rate['status']}")))
     faults = [e for e in raw.get("exclude", ()) if fnmatch.fnmatch(hub, e["hub"])]
     reasons = {step: e["reason"] for e in reversed(faults) for step in _steps(e["steps"], {})}
     ends = dict(zip(run["steps"].get("list", ()), run["steps"].get("ends", ()), strict=False))
-    made = []
+    offset = run["steps"].get("offset", 0)  # where names count from 0 what was seen after the first
+    shared = {key: model[key] for key in ("n_params", "n_params_nonembedding", "vocab_size")}
+    shared |= {"family": run["family"], "model": hub.rsplit("/", 1)[-1], "hub": hub, "seed": seed, "status": status}
+    name = run["revision"]
+    made: list[Checkpoint] = []
+    checked: set[str] = set()
     for step in _steps(run["steps"], model):
-        end = ends.get(step, step)
+        end = ends.get(step, step + offset)
         tokens = end * per_step
-        phase, fraction = lr_at(rate, step, tokens, branch=step in ends)
-        try:
-            revision = run["revision"].format(step=step, end=end, billions=math.ceil(tokens / 1e9), seed=seed)
-        except (KeyError, ValueError, IndexError) as fault:
-            raise BadInput(f"{file}: revision {run['revision']!r} cannot be filled in ({fault!r}).") from None
-        made.append(
-            Checkpoint(
-                family=run["family"],
-                model=hub.rsplit("/", 1)[-1],
-                hub=hub,
-                revision=revision,
-                n_params=model["n_params"],
-                n_params_nonembedding=model["n_params_nonembedding"],
-                train_tokens=tokens,
-                lr_phase=phase,
-                lr_fraction=fraction,
-                vocab_size=model["vocab_size"],
-                seed=seed,
-                excluded=reasons.get(step, None if tokens > 0 else "untrained: no tokens seen"),
-                status=status,
-            )
+        phase, fraction = lr_at(rate, end, tokens, branch=step in ends)
+        revision = _fill(name, file, step=step, end=end, billions=math.ceil(tokens / 1e9), seed=seed)
+        if revision not in checked:
+            checked.add(_place(revision, file, "revision"))
+        excluded = reasons.get(step, None if tokens > 0 else "untrained: no tokens seen")
+        # a frozen dataclass sets its fields one by one, which takes most of the time for ten thousand of them
+        made.append(checkpoint := object.__new__(Checkpoint))
+        checkpoint.__dict__.update(
+            shared, revision=revision, train_tokens=tokens, lr_phase=phase, lr_fraction=fraction, excluded=excluded
         )
     return made
 
@@ -293,8 +336,9 @@ def _steps(spec: dict, model: dict) -> list[int]:
 def lr_at(rate: dict, step: int, tokens: int, branch: bool = False) -> tuple[str, float]:
     """Phase and learning rate over peak at a step of a schedule; `branch` marks the end of a cool-down.
 
-    Cosine: f + (1 - f)/2 (1 + cos(pi t)), t from 0 at the end of warm-up to 1 at the schedule's end.
-    Warm-up is linear; its phase reads "unknown", since none of the four describes it.
+    f + (1 - f) s, t from 0 at the end of warm-up (`decay_start`, if there is one) to 1 at the schedule's end:
+    cosine s = (1 + cos(pi t)) / 2, linear s = 1 - t, sqrt s = 1 - sqrt(t). Warm-up is linear; its phase reads
+    "unknown", since none of the four describes it.
     """
     now = tokens if rate.get("unit", "step") == "token" else step
     warmup, floor = rate.get("warmup", 0), rate.get("floor", 0.0)
@@ -303,11 +347,11 @@ def lr_at(rate: dict, step: int, tokens: int, branch: bool = False) -> tuple[str
     if now < warmup:
         return "unknown", now / warmup
     start = rate.get("decay_start", warmup)
-    if rate["kind"] in ("constant", "cooldown") or now <= start and rate["kind"] == "linear":
+    if rate["kind"] in ("constant", "cooldown") or now <= start and rate["kind"] in ("linear", "sqrt"):
         return "constant", 1.0
     progress = min(1.0, (now - start) / (rate["end"] - start))
-    shape = (1 + math.cos(math.pi * progress)) / 2 if rate["kind"] == "cosine" else 1 - progress
-    return ("annealed" if progress > ANNEALED else "decaying"), floor + (1 - floor) * shape
+    left = SHAPES[rate["kind"]](progress)
+    return ("annealed" if progress > ANNEALED else "decaying"), floor + (1 - floor) * left
 
 
 def _in_words(rate: dict) -> str:
