@@ -134,7 +134,7 @@ def test_docs_name_only_commands_and_options_that_exist():
     assert wrong == []
 
 
-SHOWING = ("tutorial", "project", "choose", "tokens", "level", "drivers", "next", "replications")
+SHOWING = ("tutorial", "project", "choose", "tokens", "level", "drivers", "next", "replications", "atlas")
 
 
 @pytest.mark.slow

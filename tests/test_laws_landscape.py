@@ -37,7 +37,7 @@ def test_the_law_reads_what_is_measured_of_the_landscape_and_nothing_of_size_tok
     measured = {"sqnr_db", "slope", "curvature", "taylor", "layer_error", "hessian_trace", "flatness_r"}
     assert set(LAW.features) == measured | {"loss16"}
     assert measured == set(FEATURES)
-    assert set(laws.LAWS) - set(laws.PLAIN) == {"landscape"}
+    assert set(laws.LAWS) - set(laws.PLAIN) == {"landscape", "mixed"}
     cells = simulate.grid(3, 3, 2)
     here = problem.build(cells, LAW, "hierarchical")
     other = cells.assign_coords(n_params_nonembedding=cells["n_params_nonembedding"] * 7,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = version("bayesqid")
 __all__ = [
-    "choose", "compare", "drivers", "level", "next_measurements", "open_posterior", "project", "replicate", "sample",
-    "score", "simulate", "tokens",
+    "choose", "compare", "drivers", "fraction", "level", "next_measurements", "open_posterior", "project", "replicate",
+    "sample", "score", "simulate", "tokens",
 ]  # fmt: skip
 
 

@@ -81,6 +81,20 @@ def choose(
                          landscape)  # fmt: skip
 
 
+def fraction(
+    posterior: "Given" = None, *, increase: "str | float | Sequence[float] | None" = None,
+    params: "str | float | Sequence[float] | None" = None, model_name: str | None = None, tokens: float | None = None,
+    bits: float = 4, block: float = 32, granularity: str | None = None,
+    at: "str | float | Sequence[float] | None" = None, method: str | None = None, assignment: str | None = None,
+    family: str | None = None, new_family: bool = False, band: str = "new", lr_phase: str = "annealed",
+) -> "xr.Dataset":  # fmt: skip
+    """Largest share that may be quantized, dim `target`: see `bayesqid.answers.fraction.fraction`."""
+    from bayesqid.answers import fraction as answer
+
+    return answer.fraction(open_posterior(posterior, brief=True), increase, params, _known(model_name), tokens, bits,
+                           block, granularity, at, method, assignment, family, new_family, band, lr_phase)  # fmt: skip
+
+
 def tokens(
     posterior: "Given" = None, *, params: float | None = None, model_name: str | None = None,
     bits: Sequence[float] | None = None, threshold: Sequence[float] | None = None, method: str = "gptq",
@@ -141,7 +155,7 @@ def next_measurements(
 
 
 def replicate(posterior: "Given" = None, *, paper: str) -> "xr.Dataset":
-    """What a paper prints, its own constants and a posterior, dim `claim`: see `bayesqid.answers.replicate.replicate`."""
+    """What a paper prints beside a posterior, dim `claim`: see `bayesqid.answers.replicate.replicate`."""
     from bayesqid.answers import replicate as answer
 
     return answer.replicate(open_posterior(posterior, brief=True), paper)

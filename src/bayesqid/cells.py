@@ -12,7 +12,8 @@ import xarray as xr
 from bayesqid import measurements, methods
 from bayesqid.errors import BadInput
 from bayesqid.likelihood import LN10
-from bayesqid.recipe import METHODS, Recipe, parse
+from bayesqid.quantized_share import PLAIN
+from bayesqid.recipe import BASELINE_BITS, METHODS, Recipe, parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,8 @@ def build(
     coords |= {name: ("cell", np.asarray(columns[name], dtype=float)) for name in NUMBERS}
     coords |= {name: ("cell", np.asarray(columns[name], dtype=bool)) for name in FLAGS}
     coords |= {name: ("cell", np.asarray(columns[name], dtype=float)) for name in FEATURES if name in columns}
+    coords |= {name: ("cell", np.asarray(columns[name], dtype=object if isinstance(plain, str) else float))
+               for name, plain in PLAIN.items() if name in columns}  # fmt: skip
     values = {name: ("cell", np.asarray(columns[name], dtype=kind), {"long_name": LONG_NAMES[name]})
               for name, kind in VALUES.items()}  # fmt: skip
     attrs = {"schema": SCHEMA, "excluded": json.dumps(excluded, sort_keys=True), "sources": json.dumps(sources)}
@@ -101,7 +104,8 @@ def _over_draws(data: xr.Dataset) -> xr.Dataset:
     groups: dict[Recipe, list[int]] = {}
     for index, name in enumerate(data["recipe"].to_numpy()):
         groups.setdefault(replace(parse(str(name)), seed=0), []).append(index)
-    kept = ["nats", "effective_bits", *(name for name in FEATURES if name in data and "recipe" in data[name].dims)]
+    kept = ["nats", "effective_bits", "linear_fraction",
+            *(name for name in FEATURES if name in data and "recipe" in data[name].dims)]  # fmt: skip
     data = data[[*kept, "tokens", "status"]].assign(qid=measurements.qid(data))
     merged: list[xr.Dataset] = []
     for recipe, members in groups.items():
@@ -136,6 +140,30 @@ def calibration_sd(qid: np.ndarray, spread: np.ndarray, draws: np.ndarray, quant
     return np.sqrt((POOLED_DRAWS * pooled + freedom * own) / (POOLED_DRAWS + freedom))
 
 
+def _shares(recipes: list[Recipe], share: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns that tell which part of the weights was quantized; none where all recipes are for all of them."""
+    if not any(recipe.partial for recipe in recipes):
+        return {}
+    texts = {"granularity": [recipe.granularity for recipe in recipes],
+             "assignment": ["random" if recipe.partial else "" for recipe in recipes]}  # fmt: skip
+    return {"quantized_fraction": np.where([recipe.partial for recipe in recipes], share, 1.0),
+            **{name: np.array(values, dtype=object) for name, values in texts.items()}}  # fmt: skip
+
+
+def _drawn_twice(checkpoint: np.ndarray, recipes: list[Recipe], qid: np.ndarray) -> np.ndarray:
+    """Cells of recipes for a share of the weights whose draw took the layers of an earlier one, (cell,).
+
+    Few layers have few assignments; the same one has the same QiD to the bit.
+    """
+    seen: set[tuple] = set()
+    again = np.zeros(qid.size, dtype=bool)
+    for cell, (name, recipe, value) in enumerate(zip(checkpoint, recipes, qid, strict=True)):
+        key = (str(name), recipe.whole, float(value))
+        again[cell] = recipe.partial and key in seen
+        seen |= {key} if recipe.partial else set()
+    return again
+
+
 def _landscape(data: xr.Dataset, row: np.ndarray, frame: xr.Dataset) -> dict[str, np.ndarray]:
     """`FEATURES` by cell, of checkpoints in the given rows; nothing where the landscape was not measured.
 
@@ -157,7 +185,9 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
     all of them together. `calibration_sd` is 0 for quantizers without calibration text; where it is unknown (a
     file with one draw each, checkpoints saved quantized) it is NaN and missing from qid_se. What documents and draws
     do together is in both terms (4 to 11 % of the variance over draws): qid_se is that much too wide.
-    Recipes outside the range of bits in which the laws hold and cells that failed are left out and counted.
+    effective_bits of a recipe for a share Qr of the weights are those of that share alone, (P - 16 (1 - Qr)) / Qr.
+    Recipes outside the range of bits in which the laws hold, draws that took the same layers as another, assignments
+    with formats that differ from layer to layer, and cells that failed are left out and counted.
     """
     try:
         manifest = json.loads(data.attrs["manifest"])
@@ -185,10 +215,17 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
     bits = of("effective_bits").astype(float)
     reasons = np.where(of("status") == measurements.FAILED, "measurement failed",
                        np.where(of("status") != measurements.OK, "not measured", ""))  # fmt: skip
+    share = np.where([r.partial for r in recipes], of("linear_fraction").astype(float), 1.0)
+    # the law reads the bits of what is quantized: how coarsely it is rounded does not depend on what is left out
+    bits = np.where(share < 1, (bits - (1 - share) * BASELINE_BITS) / share, bits)
+    mixed = np.array([bool(r.mix) for r in recipes], dtype=bool)
+    reasons = np.where((reasons == "") & mixed, "formats differ from layer to layer", reasons)
+    again = _drawn_twice(of("checkpoint"), recipes, of("qid"))
+    reasons = np.where((reasons == "") & again, "a draw of the same layers as another", reasons)
     outside = (bits < BITS_RANGE[0]) | (bits > BITS_RANGE[1])
     reasons = np.where((reasons == "") & outside, "effective bits outside 1.9 to 6.7", reasons)
     keep = reasons == ""
-    noise = np.where([METHODS[r.method].calibrated for r in recipes], np.nan, 0.0)
+    noise = np.where([r.method in METHODS and METHODS[r.method].calibrated for r in recipes], np.nan, 0.0)
     ours = np.flatnonzero(keep & np.array([r.calibrated for r in recipes], dtype=bool))
     keys = np.array([methods.effect_key(m, v) for m, v in zip(method, variant, strict=True)])
     noise[ours] = calibration_sd(of("qid")[ours], of("spread")[ours], of("draws")[ours], keys[ours])
@@ -212,6 +249,7 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
         "censored": of("qid") > LN10,
         "calibration_sd": noise,
         **_landscape(data, row, frame),
+        **_shares(recipes, share),
     }
     family = per_checkpoint["family"].astype(str)
     lost = np.repeat(family[keep], of("lost")[keep])
@@ -232,13 +270,18 @@ def from_file(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
 def join(parts: list[xr.Dataset]) -> xr.Dataset:
     """All cells of several sets one after another; exclusions add up; `BadInput` if a checkpoint occurs twice.
 
-    Sets made before `calibration_sd` was kept have it unknown, as those without a loss landscape have its features.
+    Sets made before `calibration_sd` was kept have it unknown, as those without a loss landscape have its features;
+    those that do not say which share of the weights was quantized are of recipes for all of them.
     """
     parts = [part if "calibration_sd" in part else part.assign(calibration_sd=part["qid"] * np.nan) for part in parts]
     for name in FEATURES if any("flatness_r" in part.variables for part in parts) else ():
         nothing = [("cell", np.full(part.sizes["cell"], np.nan)) for part in parts]
         parts = [part if name in part.variables else part.assign_coords({name: blank})
                  for part, blank in zip(parts, nothing, strict=True)]  # fmt: skip
+    for name, plain in PLAIN.items() if any("quantized_fraction" in part.variables for part in parts) else ():
+        parts = [part if name in part.variables else part.assign_coords(
+                     {name: ("cell", np.full(part.sizes["cell"], plain, dtype=object if plain == "" else float))})
+                 for part in parts]  # fmt: skip
     seen: dict[str, int] = {}
     for number, part in enumerate(parts):
         for name in set(part["checkpoint"].to_numpy() + "\n" + part["source"].to_numpy()):
@@ -279,7 +322,8 @@ def check(cells: xr.Dataset, latent_tokens: bool = False) -> xr.Dataset:
         raise BadInput(f"qid of {cells['checkpoint'].to_numpy()[bad[0]]} is not a finite number: leave the row out.")
     if not ((cells["qid"].to_numpy() > 0) | cells["censored"].to_numpy()).any():
         raise BadInput("No QiD is above zero, so there is nothing to fit a law to: check the sign of the losses.")
-    names = ("checkpoint", "source", "quantizer", "group_size", "effective_bits", "eval_dataset", "ctx_len", "qid")
+    names = ("checkpoint", "source", "quantizer", "group_size", "effective_bits", "eval_dataset", "ctx_len", "qid",
+             *(name for name in PLAIN if name in cells.variables))  # fmt: skip
     keys = list(zip(*(cells[name].to_numpy().astype(str) for name in names), strict=True))
     twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:

@@ -42,12 +42,16 @@ def target_of(text: str | None, bits: float, method: str, **rest) -> Target:
         wanted = recipe.parse(text)
         if wanted.method == "none":
             raise BadInput("Recipe 'none' is the baseline and loses nothing: name a recipe such as gptq-w4-g128.")
+        if wanted.mix:
+            raise BadInput(f"Recipe {text!r} is an assignment that stands in a file, which no law knows: leave it out.")
         per_channel = methods.is_per_channel(*methods.canonical(wanted.quantizer), wanted.group_size)
         # a large model's layer: what is stored once a row or column costs a few thousandths of a bit
-        effective = recipe.effective_bits(wanted, [(4096, 4096)])
+        effective = recipe.effective_bits(wanted.whole, [(4096, 4096)])
+        part = {"quantized_fraction": wanted.fraction, "granularity": wanted.granularity, "assignment": "random"}
         return Target(
-            effective_bits=effective, method=wanted.quantizer, bits=wanted.bits, per_channel=per_channel, **rest
-        )
+            effective_bits=effective, method=wanted.quantizer, bits=wanted.bits, per_channel=per_channel,
+            features={"group_size": wanted.group_size, **(part if wanted.partial else {})}, **rest
+        )  # fmt: skip
     if not (math.isfinite(bits) and 1 <= bits <= 16):
         raise BadInput(f"--bits is {bits:g}: give a number from 1 to 16.")
     effective = bits + recipe.FORMATS["int"].scale_bits / DEFAULT_GROUP

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 import numpy as np
 import xarray as xr
 
-from bayesqid import laws, recipe
+from bayesqid import laws, quantized_share, recipe
 from bayesqid.answers import asking, budget, candidates, observed, project, record, wording
 from bayesqid.answers.draws import Posterior, Target
 from bayesqid.errors import BadInput
@@ -169,7 +169,8 @@ def _answer(
 ) -> xr.Dataset:  # fmt: skip
     qid, _ = project.qid_draws(posterior, candidates.filled(posterior, targets), "new", seed)
     p_under = (qid <= limit).mean(axis=0)
-    bits, one = np.array([t.effective_bits for t in targets]), targets[0]
+    bits = np.array([quantized_share.average_bits(t.share, t.effective_bits) for t in targets])
+    one = targets[0]
     # what a table of models calls parameters beyond the non-embedding ones stays at 16 bits
     rest = max(total - one.params, 0.0) if total == total else 0.0
     cost = (bits * one.params + recipe.BASELINE_BITS * rest) / 8

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import bundled, cells, files, laws, methods
+from bayesqid import quantized_share as part
 from bayesqid.errors import BadInput
 
 SCHEMA = "bayesqid-posterior/1"
@@ -24,6 +25,8 @@ CENTERS = {"center_x_N", "center_x_D"}
 # what only reports and sensitivity read
 PER_CELL = ("log_likelihood", "posterior_predictive", "observed_data", "sample_stats")
 IDENTIFIED = 0.2
+# weights that share a scale where a question does not say
+USUAL_GROUP = 128
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Target:
     new one share its draw. Without a name a checkpoint is told by family, N and D, and every target has a source of
     its own.
     `qid_se`, `vocab_size`, `loss16`, `headroom` are those of a measurement; None: as of the fitted models of its size.
-    `features`: what was measured of its loss landscape, by column of cells, for a law that reads it (`Law.features`).
+    `features`: what was measured of its loss landscape, by column of cells, for a law that reads it (`Law.features`),
+    and which part of the weights is quantized and in what blocks (`part.PLAIN`, group_size), if not all.
     """
 
     family: str | None
@@ -55,7 +59,12 @@ class Target:
     loss16: float | None = None
     headroom: float | None = None
     population: bool = False
-    features: Mapping[str, float] | None = None
+    features: Mapping[str, Any] | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of the weights that is quantized."""
+        return float((self.features or {}).get("quantized_fraction", 1.0))
 
     @property
     def of(self) -> str:
@@ -208,7 +217,14 @@ def columns(posterior: Posterior | None, targets: Sequence[Target]) -> dict[str,
         usual = {size: nearest(posterior, size, name) if posterior and factor in used else np.nan for size in left}
         out[name] = np.array([usual[t.params] if value is None else value
                               for t, value in zip(targets, known, strict=True)], dtype=float)  # fmt: skip
-    return out if posterior is None else out | landscape(posterior, targets)
+    if posterior is None:
+        return out
+    for name, plain in {**part.PLAIN, "group_size": USUAL_GROUP}.items():
+        out[name] = np.array([(t.features or {}).get(name, plain) for t in targets])
+    if not posterior.law.mixed and any(t.share < 1 for t in targets):
+        raise BadInput(f"Law {posterior.law.name} takes all weights as quantized and cannot tell of a part: give a "
+                       "posterior from `bayesqid sample --law mixed`.")  # fmt: skip
+    return out | landscape(posterior, targets)
 
 
 def landscape(posterior: Posterior, targets: Sequence[Target]) -> dict[str, np.ndarray]:

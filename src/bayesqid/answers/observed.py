@@ -13,6 +13,7 @@ from bayesqid import likelihood
 from bayesqid.answers import asking
 from bayesqid.answers.draws import Target
 from bayesqid.errors import BadInput
+from bayesqid.quantized_share import PLAIN
 
 # field of a target -> column of cells: what a file knows of a QiD beside its value
 FIELDS = {"bits": "bits", "effective_bits": "effective_bits", "method": "quantizer", "per_channel": "per_channel",
@@ -101,7 +102,7 @@ def targets_of(qids: Sequence[Observed], method: str, **model) -> list[Target]:
         else:
             targets.append(asking.target_of(None, float(one.bits), method, **model))
     # a file has cells, each with scatter of its own, even where two sources measured one recipe
-    keys = [(t.method, t.effective_bits, t.per_channel) if q.target is None else place
+    keys = [(t.method, t.effective_bits, t.per_channel, str(t.features)) if q.target is None else place
             for place, (q, t) in enumerate(zip(qids, targets, strict=True))]  # fmt: skip
     for place, key in enumerate(keys):
         if key in keys[:place]:
@@ -116,7 +117,7 @@ def is_censored(qid: float, headroom: float) -> bool:
 
 def same_recipe(one: Target, other: Target) -> bool:
     """Whether two targets name the same recipe, whatever the shapes of the layers it was counted on."""
-    alike = (one.method, one.per_channel) == (other.method, other.per_channel)
+    alike = (one.method, one.per_channel, one.share) == (other.method, other.per_channel, other.share)
     nominal = one.bits is None or other.bits is None or one.bits == other.bits
     return alike and nominal and abs(one.effective_bits - other.effective_bits) < SAME_BITS
 
@@ -137,7 +138,7 @@ def from_cells(cells: xr.Dataset, checkpoint: str | None = None) -> tuple[list[O
     facts = {key: own[name].to_numpy()[0] for key, name in (("checkpoint", "checkpoint"), ("model", "model"),
              ("family", "family"), ("params", "n_params_nonembedding"), ("tokens", "train_tokens"))}  # fmt: skip
     known = {key: value if isinstance(value, str) else float(value) for key, value in facts.items()}
-    seen = [name for name in (*cells_module.FEATURES, "loss16") if name in own.coords]
+    seen = [name for name in (*cells_module.FEATURES, "loss16", *PLAIN, "group_size") if name in own.coords]
     columns["features"] = [dict(zip(seen, values, strict=True)) for values in
                            zip(*(own[name].to_numpy().tolist() for name in seen), strict=True)]  # fmt: skip
     qids = [

@@ -26,6 +26,7 @@ from bayesqid.answers.draws import Posterior, Target
 from bayesqid.cells import FEATURES
 from bayesqid.errors import BadInput
 from bayesqid.likelihood import LN10
+from bayesqid.quantized_share import PLAIN
 
 MASSES = (0.5, 0.8, 0.9, 0.95)
 KEYS = ("source", "checkpoint", "quantizer", "eval_dataset")
@@ -74,7 +75,7 @@ def targets_of(cells: xr.Dataset) -> list[Target]:
     column = {field: cells[name].to_numpy().tolist() for field, name in FIELDS.items()}
     for field in MAY_LACK:
         column[field] = [None if math.isnan(value) else value for value in column[field]]
-    measured = [name for name in (*FEATURES, "loss16") if name in cells.coords]
+    measured = [name for name in (*FEATURES, "loss16", *PLAIN, "group_size") if name in cells.coords]
     rows = zip(*(cells[name].to_numpy().tolist() for name in measured), strict=True)
     column["features"] = [dict(zip(measured, values, strict=True)) for values in rows]
     return [Target(**dict(zip(column, values, strict=True))) for values in zip(*column.values(), strict=True)]

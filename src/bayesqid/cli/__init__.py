@@ -1,6 +1,7 @@
 """Command line: parse, call, write. Exit 0 done, 2 bad input, 3 a check or cell failed, 130 Ctrl-C, 1 a bug."""
 
 import gc
+import keyword
 import os
 import sys
 import textwrap
@@ -15,9 +16,9 @@ from bayesqid.errors import BadInput
 
 # question -> commands, each the file of its name, in the order of `bayesqid --help`
 COMMANDS = {
-    "What will quantization cost?": ("project", "choose", "tokens"),
+    "What will quantization cost?": ("project", "choose", "fraction", "tokens"),
     "What do a model's losses tell of its training?": ("level", "drivers"),
-    "Measure and infer": ("next", "measure", "sample"),
+    "Measure and infer": ("next", "measure", "import", "sample"),
     "Can the answer be believed?": ("report", "score", "compare", "replicate", "simulate"),
     "What ships with bayesqid?": ("show",),
 }
@@ -27,8 +28,8 @@ SHORT = (*COMMANDS["What will quantization cost?"], *COMMANDS["What do a model's
 
 
 def function(name: str) -> Any:
-    """What a command calls, or the Typer of its own commands; `next` calls `next_`, as Python has a `next`."""
-    module = import_module(f"bayesqid.cli.{name}")
+    """What a command calls, or the Typer of its own commands; Python's own words stand as `next_` and `import_`."""
+    module = import_module(f"bayesqid.cli.{name}_" if keyword.iskeyword(name) else f"bayesqid.cli.{name}")
     return [getattr(module, known) for known in ("app", name, f"{name}_") if hasattr(module, known)][0]
 
 

@@ -11,7 +11,8 @@ from bayesqid.cli import common
 def compare(
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, landscape)."),
+        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, ladder, "
+                       "landscape, mixed)."),
     ] = None,
     compared: Annotated[
         str | None,

@@ -11,9 +11,10 @@ from bayesqid.cli import common
 def sample(
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, landscape)."),
+        typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, ladder, "
+                       "landscape, mixed)."),
     ] = None,
-    law: Annotated[str, typer.Option(help="boxcox, ouyang, kumar, per-bit, curved or landscape.")] = "boxcox",
+    law: Annotated[str, typer.Option(help="boxcox, ouyang, kumar, per-bit, curved, landscape or mixed.")] = "boxcox",
     model: Annotated[str, typer.Option(help="hierarchical, pooled or independent.")] = "hierarchical",
     drivers: Annotated[str, typer.Option(help="What raises QiD in training: tokens, phase or both.")] = "both",
     extra: Annotated[
