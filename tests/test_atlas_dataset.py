@@ -134,6 +134,7 @@ def test_every_source_has_one_row_of_its_own_and_it_fits_the_rows(table, sheet):
         own = table[table["source"] == row["source"]]
         assert all(row[name] for name in schema.READ_SOURCES), row["source"]
         assert row["url"].startswith("https://")
+        assert row["reference_status"] in schema.REFERENCE_STATUS, row["source"]
         if own["ppl_q"].notna().any():
             assert int(row["decimals"]) == own["ppl_q_decimals"].max(), row["source"]
         for text, part in own.groupby("eval_dataset"):

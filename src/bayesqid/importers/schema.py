@@ -116,7 +116,9 @@ SOURCE_COLUMNS = {
     "date": "day the rows were collected, YYYY-MM-DD, or the month; `unrecorded`",
     "decimals": "decimals to which perplexities are printed (of most rows)",
     "protocol": "text and context of the perplexities, and what departs from them",
+    "reference_status": "`verified`: authors or project, title and number were looked up; `unverified`: from memory",
 }
+REFERENCE_STATUS = ("verified", "unverified")
 READ_SOURCES = ("source", "reference", "read", "date", "protocol")  # never empty
 
 
