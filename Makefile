@@ -49,9 +49,11 @@ atlas: setup  ## rebuild the atlas, its datasheet and its figure from the collec
 	$(BIN)/python data/clean.py
 	$(ONE_THREAD) $(BIN)/python docs/make_atlas.py
 
-ladder: setup  ## train the tiny ladder again: half an hour of one core; finished runs are skipped
+ladder: setup  ## train both ladders again: the tiny one half an hour, the controlled one hours; finished runs are skipped
 	$(BIN)/python models/tiny/corpus.py
 	$(BIN)/python models/tiny/train.py
+	$(ONE_THREAD) $(BIN)/python models/ladder/train.py
+	$(BIN)/python data/make_ladder.py
 
 # gptq_reference.py needs GPTQModel, which is not among our dependencies: it says how to run it. The others left out
 # refit for hours, or are imported by those that do; each goes on where it was interrupted

@@ -1,6 +1,5 @@
 """What a person names on the command line, turned into cells: bundled names, measurement files, tables."""
 
-import tomllib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,18 +14,14 @@ BUNDLED = {
     "atlas": "published_qid.csv", "tiny": "tiny.nc", "landscape": "landscape.nc",
     # other checkpoints than tiny's, so the two may be joined
     "ladder": "ladder.nc",
-    "mixed": "mixed_published.csv",
+    # shares of the weights quantized: published points, and measured on some of tiny's checkpoints
+    "mixed": "mixed_published.csv", "mixed-tiny": "mixed.nc",
 }  # fmt: skip
 
 
 def read_toml(path: Path) -> dict:
     """A TOML file as a dict; `BadInput` when it is missing or not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: name an existing TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not valid TOML ({error}): mend that line.") from error
+    return files.read_toml(path)
 
 
 def read_cells(name: str, extras: Collection[str] = ()) -> xr.Dataset:
