@@ -3,9 +3,9 @@
     python benchmarks/headline.py [--jobs 2]     fits, resumable; some minutes of one core
     python benchmarks/headline.py --report       the tables of docs/headline.md
 
-Each fit (fast engine; the posterior that ships, sampled by NUTS, stands beside) projects a new family at 1B, 7B, 70B and 405B parameters, 2, 3
-and 4 bits and 1e14 tokens, band `new`, annealed and at a constant learning rate. One line per fit goes to
-results/headline.jsonl.
+Each fit (fast engine; the posterior that ships, by NUTS, stands beside) projects a new family at 1B, 7B, 70B and
+405B parameters, 2, 3 and 4 bits and 1e14 tokens, band `new`, annealed and at a constant learning rate. One line per fit
+goes to results/headline.jsonl.
 """
 
 import argparse

@@ -139,15 +139,13 @@ def run(variant: str, split: str, fold: str) -> dict:
     frame = score.frame(posterior, test)
     out = {"variant": variant, "split": split, "fold": fold, "ess": round(ess), "n": test.sizes["cell"]}
     keep = {"pit": "pit", "error": "ln_error", "crps": "crps"}
-    out |= {short: [round(float(x), 5) for x in frame[name].to_numpy()] for short, name in keep.items()}
+    out |= {short: [round(float(x), 4) for x in frame[name].to_numpy()] for short, name in keep.items()}
     out["family"] = test["family"].to_numpy().astype(str).tolist()
-    out["generation"] = test["generation"].to_numpy().astype(str).tolist()
-    out["bits"] = np.rint(test["effective_bits"].to_numpy()).astype(int).tolist()
     if variant == "default":
         targets, headroom = score.targets_of(test), test["headroom"].to_numpy()
         for name, call in baselines.BASELINES.items():
             rows = score.rows(np.exp(call(posterior, targets, headroom)), test)
-            out[name] = {short: [round(float(x), 5) for x in rows[long]] for short, long in keep.items()}
+            out[name] = {short: [round(float(x), 4) for x in rows[long]] for short, long in keep.items()}
     return out
 
 
@@ -225,7 +223,7 @@ def main() -> None:
         for future in as_completed([pool.submit(run, *one) for one in asked]):
             row = future.result()
             with open(RESULTS, "a") as stream:
-                stream.write(json.dumps(row).replace("NaN", "null") + "\n")
+                stream.write(json.dumps(row, separators=(",", ":")).replace("NaN", "null") + "\n")
             print(row["variant"], row["split"], row["fold"], row["n"], row["ess"], flush=True)
 
 

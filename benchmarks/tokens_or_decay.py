@@ -1,4 +1,4 @@
-"""Tokens or decay by the law: `drivers` on the controlled ladder, on the atlas and on both, for docs/tokens-or-decay.md.
+"""Tokens or decay by the law: `drivers` on the controlled ladder, the atlas and both, for docs/tokens-or-decay.md.
 
     python benchmarks/tokens_or_decay.py             fits what is missing (fast engine): some minutes of one core
     python benchmarks/tokens_or_decay.py --report    the table alone

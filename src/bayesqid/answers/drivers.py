@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from bayesqid import suite as suites
-from bayesqid.answers import asking, draws, identification, information, record, separation, wording
+from bayesqid.answers import asking, draws, identification, information, pairs, record, separation, wording
 from bayesqid.answers.draws import Posterior
 from bayesqid.answers.separation import POPULATION, Coefficients, Direction, Points
 from bayesqid.errors import BadInput
@@ -23,11 +23,12 @@ VERDICTS = {
     "tokens only": "tokens only: the fit assumed that learning-rate decay does nothing, so it cannot say which it is",
     "phase only": "phase only: the fit assumed that tokens do nothing, so it cannot say which it is",
     "checks failed": wording.VERDICTS["checks failed"],
-}
+} | pairs.VERDICTS
 ASSUMED = {"tokens": "tokens only", "phase": "phase only"}
 KINDS = ("tokens", "decay")
 SHOWN = {"lower90": 0.05, "median": 0.5, "upper90": 0.95}
 TABLES = {"effect": "effects", "fitted_family": "fitted", "suite": "suites"}
+WRITTEN = ("findings", "collinearity", "tokens_within_share", "pairs")
 
 
 def parse_tokens(text: str) -> tuple[float, float]:
@@ -61,7 +62,8 @@ def drivers(
     Verdict: not identified if the log factor of tokens (of `family`, else of the population) or of decay has a
     contraction under 0.2, if the fitted checkpoints do not vary it (tokens: by 0.1 in ln D beyond what size and phase
     explain), or if the two correlate beyond 0.9. A posterior of `--drivers tokens` or `phase` assumes the
-    answer. `BadInput` for unbelievable tokens, unknown families and suites, independent families if none is named.
+    answer. Matched pairs (`pairs.beside_the_law`) overrule "separated" where they contradict the law. `BadInput`
+    for unbelievable tokens, unknown families and suites, independent families if none is named.
     """
     low, high = (asking.positive("tokens", value) for value in (_range(posterior) if tokens is None else tokens))
     if low >= high:
@@ -82,6 +84,7 @@ def drivers(
     fitted = [{"family": name} | separation.contrasts(points.at(points.family == name)) for name in posterior.families]
     kept, share = separation.inflation(points), _within(posterior)
     told, reasons = _verdict(posterior, learned, kept, both["factors"])
+    told = pairs.overruled(told, beside := pairs.beside_the_law(posterior, after, PARAMS, "decay" in learned))
     tables = {"effect": rows, "fitted_family": fitted, "suite": [
         {"name": name} | _suite(posterior, before, seen, low, high) for name, seen in loaded.items()]}  # fmt: skip
     attrs = record.attrs(posterior, told, {"params": "1e9 non-embedding parameters", "decay": "to the end of it"})
@@ -89,7 +92,7 @@ def drivers(
         "drivers": posterior.law.drivers, "family": named, "tokens_low": low, "tokens_high": high,
         "correlation_limit": CORRELATED, "collinearity": json.dumps(kept), "tokens_within_share": json.dumps(share),
         "findings": json.dumps([*reasons, *_design(points, fitted, kept, share)]),
-    }  # fmt: skip
+    } | ({} if beside is None else {"pairs": json.dumps(beside)})  # fmt: skip
     data = {f"{dim}_{key}": (dim, _column([row[key] for row in table]))
             for dim, table in tables.items() if table for key in table[0]}  # fmt: skip
     data |= {f"correlation_{name}": ((), math.nan if value is None else value) for name, value in both.items()}
@@ -228,7 +231,7 @@ def _suite(posterior: Posterior, before: Coefficients, points: Points, low: floa
 def as_json(found: xr.Dataset) -> dict:
     """The answer as one object of the `--json` contract: attributes, `correlation`, `effects`, `fitted`, `suites`."""
     told = record.decoded({str(name): value for name, value in found.attrs.items()})
-    told |= {name: json.loads(told[name]) for name in ("findings", "collinearity", "tokens_within_share")}
+    told |= {name: json.loads(told[name]) for name in WRITTEN if name in told}
     values = {str(name): found[name] for name in found}
     told["correlation"] = {name.removeprefix("correlation_"): _plain(value.item())
                            for name, value in values.items() if value.dims == ()}  # fmt: skip
@@ -260,7 +263,7 @@ def as_text(found: xr.Dataset) -> str:
     if (both := told["correlation"]["factors"]) is not None:
         lines += ["", *textwrap.wrap(f"Correlation of the log factors of tokens, {low} to {high}, and of decay at "
                                      f"{high}: {both:+.2f} ({told['family']}).", 80)]  # fmt: skip
-    lines += ["", "What these data hold:"]
+    lines += [*(["", *pairs.lines(told["pairs"])] if "pairs" in told else []), "", "What these data hold:"]
     for sentence in told["findings"]:
         lines += textwrap.wrap(sentence, 80, initial_indent="- ", subsequent_indent="  ")
     heads = f"{'':<14}{'checkpoints':>12}{'sizes':>7}{'tokens':>8}{'spans':>7}{'pairs':>7}{'replicates':>12}"
