@@ -3,6 +3,7 @@
     python benchmarks/mixed.py published                # a minute on one core: benchmarks/results/mixed.json
     python benchmarks/mixed.py measured                 # data/mixed.nc: benchmarks/results/mixed_measured.json
     python benchmarks/mixed.py published --engine nuts -o nuts.json
+    python benchmarks/mixed.py report                   # the tables of docs/mixed.md from what is stored
 
 Stored: coefficients with their 90 % equal-tailed intervals, the claims of Cao et al. 2024 with their probabilities (and
 those of variants of the data), largest shares by size, and rises of perplexity by block; by the fast engine unless told
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import xarray as xr
+from resumable import ROOT, put
 
 from bayesqid import bundled, cells, files, laws, measurements, quantized_share
 from bayesqid.answers import draws, mixing, project
@@ -27,6 +29,7 @@ from bayesqid.importers import mixed
 from bayesqid.inference import sample
 
 RESULTS = Path(__file__).parent / "results"
+STORED = {"published": RESULTS / "mixed.json", "measured": RESULTS / "mixed_measured.json"}
 EXTRAS = ("latent-tokens",)
 POINTS = 25
 BLOCKS = (16, 32, 64, 128, 256, 512)
@@ -152,13 +155,33 @@ def report(which: str, engine: str) -> Mapping:
     return out
 
 
+def chance(probability: float) -> str:
+    return "> 0.999" if probability > 0.999 else f"{probability:.3f}"
+
+
+def table(found: Mapping) -> str:
+    """Probabilities of the claims by the cells they are asked of; in brackets before the data."""
+    heads = {"size": "larger models tolerate more", "granularity": "single matrices more than layers",
+             "block": "small blocks more than large"}  # fmt: skip
+    out = [f"| cells | n | {' | '.join(heads.values())} |", "|---" * (2 + len(heads)) + "|"]
+    for name, one in {"all": found, **found["variants"]}.items():
+        claimed = {claim["claim"]: claim for claim in one["claims"]}
+        each = [f"{chance(claimed[key]['probability'])} ({claimed[key]['prior']:.2f})" for key in heads]
+        out.append(f"| {name} | {one['cells']} | {' | '.join(each)} |")
+    return "\n".join(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=("published", "measured"))
+    parser.add_argument("data", choices=(*STORED, "report"))
     parser.add_argument("--engine", default="laplace", choices=tuple(sample.ENGINES))
     parser.add_argument("-o", "--output", type=Path)
     wanted = parser.parse_args()
-    path = wanted.output or RESULTS / ("mixed.json" if wanted.data == "published" else "mixed_measured.json")
+    if wanted.data == "report":
+        for name, path in STORED.items():
+            put(ROOT / "docs" / "mixed.md", name, table(json.loads(path.read_text(encoding="utf-8"))))
+        return
+    path = wanted.output or STORED[wanted.data]
     found = report(wanted.data, wanted.engine)
     path.write_text(json.dumps(found, allow_nan=False).replace('}, {"', '},\n{"') + "\n", encoding="utf-8")
     for claim in found["claims"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from bayesqid import measurements, methods
+from bayesqid import files, measurements, methods
 from bayesqid.errors import BadInput
 from bayesqid.likelihood import LN10
 from bayesqid.quantized_share import PLAIN
@@ -190,10 +190,12 @@ def from_measurements(data: xr.Dataset, source: Mapping[str, object]) -> xr.Data
     with formats that differ from layer to layer, and cells that failed are left out and counted.
     """
     try:
-        manifest = json.loads(data.attrs["manifest"])
+        manifest = files.json_of(str(data.attrs["manifest"]), "The manifest")
         suite, protocol = manifest["suite"], manifest["protocol"]
         text, context = protocol["text"], float(protocol["context"])
-    except (ValueError, KeyError, TypeError):
+        if not (isinstance(text, str) and isinstance(suite, str)):
+            raise TypeError("no texts")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise BadInput("The measurements lack suite, text or context in their manifest: measure again.") from None
     merged = _over_draws(data)
     grid = merged.drop_vars(("nats", "tokens")).assign(qid=measurements.qid(merged), paired=measurements.qid_se(merged))
@@ -264,6 +266,19 @@ def from_file(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
     absent += [] if "excluded" in data.attrs else ["excluded"]
     if absent:
         raise BadInput(f"{source['name']} lacks {absent[0]}: make it again.")
+    excluded = files.json_of(str(data.attrs["excluded"]), f"What {source['name']} says of rows left out")
+    if not isinstance(excluded, dict) or not all(
+        isinstance(counts, dict) and all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
+        for counts in excluded.values()
+    ):
+        raise BadInput(f"{source['name']} does not count the rows left out by reason and family: make it again.")
+    flat = [name for name in needed if data[name].dims != ("cell",)]
+    texts = [name for name in TEXTS if data[name].dtype.kind not in "OUT"]
+    numbers = [name for name in (*NUMBERS, *FLAGS, *VALUES)
+               if name in data.variables and data[name].dtype.kind not in "biuf"]  # fmt: skip
+    odd = [*flat, *texts, *numbers]
+    if odd:
+        raise BadInput(f"{source['name']} holds {odd[0]} in another form than cells have: make it again.")
     return data.assign_attrs(sources=json.dumps([dict(source)]))
 
 

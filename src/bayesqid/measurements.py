@@ -37,7 +37,10 @@ RECIPE = {"method": object, "format": object, "bits": int, "group_size": int, "s
 CALIBRATION = {"calibration": object, "calibration_windows": int, "calibration_seed": int}
 # name -> (kind, value when missing) over (checkpoint, recipe)
 CELL = {"status": (np.int8, MISSING), "reason": (object, ""), "note": (object, ""),
-        "effective_bits": (float, np.nan), "quantized_fraction": (float, np.nan)}  # fmt: skip
+        "effective_bits": (float, np.nan), "quantized_fraction": (float, np.nan),
+        "linear_fraction": (float, np.nan)}  # fmt: skip
+# what files made before it was kept lack
+LATER = ("linear_fraction",)
 # name -> what it is, over (checkpoint, recipe, document)
 SCORES = {
     "nats": ("loss summed over the document's tokens", "nats"),
@@ -112,7 +115,7 @@ def validate(data: xr.Dataset, where: str | Path = "the dataset") -> xr.Dataset:
     """The same Dataset if it is one of measurements, else `BadInput` naming `where`."""
     if data.attrs.get("schema") != SCHEMA:
         raise BadInput(f"{where} is not a measurements file (schema {data.attrs.get('schema')!r}): make it anew.")
-    needed = {*SCORES, *CELL, *CHECKPOINT, *RECIPE, *CALIBRATION, "tokens", "bytes", *DIMS}
+    needed = {*SCORES, *CELL, *CHECKPOINT, *RECIPE, *CALIBRATION, "tokens", "bytes", *DIMS} - {*LATER}
     absent = sorted(needed - set(map(str, data.variables)))
     if absent or "manifest" not in data.attrs:
         raise BadInput(f"{where} lacks {(absent or ['its manifest'])[0]}: measure it again.")
@@ -131,6 +134,9 @@ def read(path: str | Path) -> xr.Dataset:
     Scores that a file keeps in fewer digits, to be small, come in float64 as all others: sums over documents need it.
     """
     data = _plain_texts(validate(files.open_dataset(path), path))
+    if "linear_fraction" not in data:
+        quantized = data["quantized_fraction"]
+        data = data.assign(linear_fraction=(quantized > 0).astype(float).where(quantized.notnull()))
     short = [name for name in SCORES if data[name].dtype != float]
     return data.assign({name: data[name].astype(float) for name in short})
 

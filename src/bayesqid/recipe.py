@@ -1,7 +1,7 @@
 """Recipe: how the weights of a checkpoint are quantized, and how many bits that really costs."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bayesqid.errors import BadInput
@@ -64,6 +64,9 @@ OPTIONS = {
     "saved": "weights as they stand in a checkpoint that was saved quantized",
 }
 
+# how a share of the weights is chosen: letter in the text form -> whole blocks, or linear layers one by one
+GRANULARITIES = {"l": "layer", "m": "matmul"}
+
 # written in one way only: no leading zeros
 _NUMBER = r"(?:0|[1-9]\d{0,8})"
 _TEXT = re.compile(
@@ -72,6 +75,8 @@ _TEXT = re.compile(
     rf"(?P<options>(?:-(?:act|oneshot|wa))*)(?:-s(?P<seed>{_NUMBER}))?(?P<saved>-saved)?",
     re.ASCII,
 )
+_SHARE = re.compile(rf"(?P<share>-?{_NUMBER}(?:\.\d{{1,6}})?)(?P<unit>[lm])(?P<draw>{_NUMBER})?", re.ASCII)
+_MIX = re.compile(r"mix-[a-z0-9]{1,20}@[0-9a-f]{8}")
 
 
 def spelled(kind: str, bits: int) -> str:
@@ -93,7 +98,10 @@ def options(method: str, kind: str) -> tuple[str, ...]:
 class Recipe:
     """A quantization method, its bits per weight, group size (-1: one scale per output row), grid and format.
 
-    `seed` draws the calibration text; methods without calibration keep 0.
+    `seed` draws the calibration text; methods without calibration keep 0. `fraction` is the share Qr of the weights
+    of the blocks' linear layers that is quantized, the others stay at 16 bits; which ones, whole blocks (`granularity`
+    layer) or linear layers (matmul), is drawn with the number `draw`. A recipe of the method `mix` names an assignment
+    that stands in a file, by how it was found and the start of its hash: `mix`.
     """
 
     method: str
@@ -103,17 +111,33 @@ class Recipe:
     format: str = "int"
     options: tuple[str, ...] = ()
     seed: int = 0
+    fraction: float = 1.0
+    granularity: str = ""
+    draw: int = 0
+    mix: str = ""
 
     def __str__(self) -> str:
-        """Text form `METHOD-FORMAT[-gGROUP][-sym|-asym][-OPTION][-sSEED]`; what is usual is left out."""
-        if self.method == "none":
-            return "none"
+        """Text form `METHOD-FORMAT[-gGROUP][-sym|-asym][-OPTION][-sSEED][@SHARE(l|m)[DRAW]]`; the usual is left out."""
+        if self.method in ("none", "mix"):
+            return f"mix-{self.mix}" if self.mix else "none"
         group = "" if self.group_size == FORMATS[self.format].usual_group else f"-g{self.group_size}"
         grid = "sym" if self.symmetric else "asym"
         grid = "" if self.format != "int" or grid == METHODS[self.method].grids[0] else f"-{grid}"
         options = "".join(f"-{option}" for option in self.options if option != "saved")
         seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.method}-{self.number}{group}{grid}{options}{seed}{'-saved' if self.saved else ''}"
+        unit = {name: letter for letter, name in GRANULARITIES.items()}.get(self.granularity, "")
+        part = f"@{f'{self.fraction:.6f}'.rstrip('0')}{unit}{self.draw or ''}" if self.partial else ""
+        return f"{self.method}-{self.number}{group}{grid}{options}{seed}{'-saved' if self.saved else ''}{part}"
+
+    @property
+    def partial(self) -> bool:
+        """Whether only a share of the weights is quantized."""
+        return self.fraction < 1
+
+    @property
+    def whole(self) -> "Recipe":
+        """The same recipe for all of the weights."""
+        return replace(self, fraction=1.0, granularity="", draw=0)
 
     @property
     def number(self) -> str:
@@ -125,8 +149,10 @@ class Recipe:
         """Printed name under which `bayesqid.methods` knows the quantizer, e.g. rtn, nf4, gptq-actorder, rtn-mxfp4-wa.
 
         Integers of all widths share one name; every floating-point format has its own, for its error does not follow
-        from its bits.
+        from its bits; assignments are all `mix`.
         """
+        if self.mix:
+            return "mix"
         if self.format in ("nf", "fp"):
             return self.number
         form = {"int": "", "mxint": "-mxint"}.get(self.format, f"-{self.number}")
@@ -136,7 +162,7 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether the weights depend on calibration text that we draw."""
-        return self.method != "none" and METHODS[self.method].calibrated and not self.saved
+        return self.method in METHODS and METHODS[self.method].calibrated and not self.saved
 
     @property
     def rounds_inputs(self) -> bool:
@@ -153,7 +179,36 @@ NONE = Recipe("none", BASELINE_BITS)
 
 
 def parse(text: str) -> Recipe:
-    """Read the text form of a recipe, e.g. `gptq-w4-g128`; `BadInput` says what is wrong with it."""
+    """Read the text form of a recipe, e.g. `gptq-w4-g128` or `rtn-w3@0.5m`; `BadInput` says what is wrong with it."""
+    if text == "none":
+        return NONE
+    if _MIX.fullmatch(text):
+        return Recipe("mix", 0, mix=text.removeprefix("mix-"))
+    whole, at, part = text.partition("@")
+    return _with_share(_parse_whole(whole), part, text) if at else _parse_whole(text)
+
+
+def _with_share(whole: Recipe, part: str, text: str) -> Recipe:
+    match = _SHARE.fullmatch(part)
+    if match is None:
+        raise BadInput(
+            f"{text!r} is not a recipe: write the share behind @ as 0.9m for linear layers or 0.9l for whole blocks, "
+            "and the number of a draw behind it, e.g. rtn-w3@0.9m17."
+        )
+    share = float(match["share"])
+    if not 0 <= share <= 1:
+        raise BadInput(f"Recipe {text!r} quantizes the share {share:g} of the weights: give a number between 0 and 1.")
+    if share in (0.0, 1.0):
+        mend = "none" if share == 0 else f"{whole}"
+        raise BadInput(f"Recipe {text!r} quantizes {'all' if share else 'none'} of the weights: write {mend}.")
+    if match["share"].endswith("0"):
+        raise BadInput(f"Recipe {text!r}: write the share without zeros at its end, {share:g}.")
+    if whole == NONE or whole.saved:
+        raise BadInput(f"Recipe {text!r}: {whole} cannot be for a share of the weights, leave @{part} out.")
+    return replace(whole, fraction=share, granularity=GRANULARITIES[match["unit"]], draw=int(match["draw"] or 0))
+
+
+def _parse_whole(text: str) -> Recipe:
     if text == "none":
         return NONE
     match = _TEXT.fullmatch(text)
@@ -205,7 +260,8 @@ def stored_bits(recipe: Recipe, rows: int, columns: int) -> int:
     b R C + G (s + z): G = R ceil(C/g) groups (R when g = -1; ceil(R C/g) for nf4 and fp4, whose blocks run
     over the flattened matrix) of scale bits s (16; 8 for MX and NVFP4; 32 for FP8, nf4, fp4) and zero-point bits z
     (0 if symmetric, else b; HQQ's zero points are 16-bit numbers). With `act` each column's group is stored as well,
-    32 C bits when there are groups; NVFP4 stores one more scale of 32 bits. NF4's 16 levels and AWQ's scales, which
+    32 C bits when there are groups; NVFP4 stores one more scale of 32 bits. Of a recipe for a share of the weights
+    these are the bits of a weight that is quantized. NF4's 16 levels and AWQ's scales, which
     are folded into the layer before, cost nothing; neither does what `wa` rounds, for it is not stored.
     """
     if recipe.method == "none":
@@ -221,6 +277,13 @@ def stored_bits(recipe: Recipe, rows: int, columns: int) -> int:
 
 
 def effective_bits(recipe: Recipe, shapes: list[tuple[int, int]]) -> float:
-    """Average bits per weight, with scales and zero points counted, over weights of the given (rows, columns)."""
+    """Average bits per weight, with scales and zero points counted, over weights of the given (rows, columns).
+
+    Of a recipe for a share Qr of the weights, Qr P + (1 - Qr) 16 with P those of the quantized ones: what it asks for,
+    for the share that a model's layers come to may differ a little.
+    """
+    if recipe.mix:
+        raise BadInput(f"The bits of {recipe} are those of one checkpoint's layers: give its file to bayesqid measure.")
     weights = sum(rows * columns for rows, columns in shapes)
-    return sum(stored_bits(recipe, rows, columns) for rows, columns in shapes) / weights
+    low = sum(stored_bits(recipe, rows, columns) for rows, columns in shapes) / weights
+    return recipe.fraction * low + (1 - recipe.fraction) * BASELINE_BITS if recipe.partial else low

@@ -12,13 +12,14 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from bayesqid.cli import terminal
 from bayesqid.errors import BadInput
 
 # question -> commands, each the file of its name, in the order of `bayesqid --help`
 COMMANDS = {
     "What will quantization cost?": ("project", "choose", "fraction", "tokens"),
     "What do a model's losses tell of its training?": ("level", "drivers"),
-    "Measure and infer": ("next", "measure", "import", "sample"),
+    "Measure and infer": ("next", "measure", "mix", "import", "sample"),
     "Can the answer be believed?": ("report", "score", "compare", "replicate", "simulate"),
     "What ships with bayesqid?": ("show",),
 }
@@ -75,6 +76,7 @@ def _say(sentence: str) -> None:
 
 def main() -> None:
     """Run the command line; errors meant for people are one plain sentence on stderr."""
+    terminal.guard()
     errors = sys.stderr
     if sys.argv[1:2] and sys.argv[1] in SHORT:
         gc.disable()  # imports make few cycles, and looking for them takes a tenth of a question's second

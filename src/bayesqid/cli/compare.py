@@ -12,7 +12,7 @@ def compare(
     data: Annotated[
         list[str] | None,
         typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, ladder, "
-                       "landscape, mixed)."),
+                       "landscape, mixed, mixed-tiny)."),
     ] = None,
     compared: Annotated[
         str | None,

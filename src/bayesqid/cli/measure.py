@@ -12,11 +12,14 @@ def measure(
     target: Annotated[str, typer.Argument(metavar="SUITE|FOLDER|HUB/ID@REVISION", help="What to measure.")] = "tiny",
     recipes: Annotated[
         str | None,
-        typer.Option(help="Recipes, with commas between, e.g. rtn-w3,gptq-w4-g128.", show_default="suite's"),
+        typer.Option(
+            "--recipes", "--recipe",
+            help="Recipes, or files of bayesqid mix, with commas between: rtn-w3,gptq-w4-g128.", show_default="suite's",
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write or to go on with.")] = Path(
-        "measurements.nc"
-    ),
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="File to write or to go on with; also s3://bucket/name.nc.")
+    ] = "measurements.nc",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     family: Annotated[str | None, typer.Option(help="Family of a model of your own.")] = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens a model of your own was trained on, e.g. 3e11.")] = None,
@@ -58,6 +61,19 @@ def measure(
     probes: Annotated[int | None, typer.Option(help="Random probes of its Hessian trace.", show_default="4")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed again.")] = False,
     jobs: Annotated[int, typer.Option(help="Checkpoints measured at once, 0 to choose.")] = 0,
+    shard: Annotated[
+        str | None, typer.Option(help="Only share I of N of the checkpoints, e.g. 2/8.", show_default="all")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster: auto, or HOST:PORT.", show_default="one on this machine")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs of a Ray worker, e.g. 1 or 0.25.", show_default="1 if there are any")
+    ] = None,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(help="CPU cores of a Ray worker, its threads.", show_default="1")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: common.Quiet = False,
 ) -> None:
@@ -75,13 +91,14 @@ def measure(
     landscape    with --landscape: SQNR, slope and curvature along the rounding error, Hessian trace, flatness
     identity     weight files hashed into SUITE.lock, copies refused, safetensors only, no remote code
     failures     kept with their reason, tried again only with --retry-failed; finished cells are never lost
+    together     runs on several machines may share an output: each checkpoint is measured by one of them
     exit         0 measured, 2 bad input, 3 some cells failed, 130 stopped
     """
     import json
 
     from bayesqid import files, measurements
     from bayesqid.measure import plan as planning
-    from bayesqid.measure import run
+    from bayesqid.measure import ray_engine, run, store
 
     settings = {
         "context": context,
@@ -96,7 +113,9 @@ def measure(
     plan = planning.make(target, names, device, settings, facts, text, calibration, tokenizer, seeds,
                          quantized or (), quantized_method, save_quantized, keep,
                          planning.landscape(landscape, landscape_documents, probes))  # fmt: skip
-    data = run.run(plan, files.writable(output), jobs, retry_failed)
+    cluster = ray_engine.asked(engine, address, gpus_per_worker, cpus_per_worker)
+    place = output if store.is_url(output) else files.writable(output)
+    data = run.run(plan, place, jobs, retry_failed, planning.shard(shard), cluster)
     result = run.summary(data, output)
     typer.echo(json.dumps(result) if as_json else measurements.table(data))
     for where, reason in result["failures"].items():

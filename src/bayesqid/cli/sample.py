@@ -12,7 +12,7 @@ def sample(
     data: Annotated[
         list[str] | None,
         typer.Argument(metavar="DATA", help="Measurement files, CSV tables or bundled names (atlas, tiny, ladder, "
-                       "landscape, mixed)."),
+                       "landscape, mixed, mixed-tiny)."),
     ] = None,
     law: Annotated[str, typer.Option(help="boxcox, ouyang, kumar, per-bit, curved, landscape or mixed.")] = "boxcox",
     model: Annotated[str, typer.Option(help="hierarchical, pooled or independent.")] = "hierarchical",

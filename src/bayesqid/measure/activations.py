@@ -1,6 +1,6 @@
 """Activations: what enters a block's linear layers, rounded as a recipe with the option `wa` says."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -20,16 +20,24 @@ def rounded_inputs(inputs: Tensor, recipe: Recipe) -> Tensor:
 
 
 @contextmanager
-def rounded(found: Mapping[str, layers.Layer], recipe: Recipe) -> Iterator[None]:
-    """Context in which the layers get their inputs rounded if the recipe says so, and as they are if not."""
+def rounded(
+    found: Mapping[str, layers.Layer], recipe: Recipe, formats: Mapping[str, Recipe] | None = None
+) -> Iterator[None]:
+    """Context in which the layers get their inputs rounded if the recipe says so, and as they are if not.
+
+    With `formats` each layer has a recipe of its own.
+    """
     # layers that are fed the same tensor, as queries, keys and values are, share its rounding
-    last: list[tuple[Tensor, Tensor]] = []
+    last: list[tuple[Tensor, Recipe, Tensor]] = []
 
-    def hook(_: nn.Module, args: tuple) -> tuple:
-        if not last or last[0][0] is not args[0]:
-            last[:] = [(args[0], rounded_inputs(args[0], recipe))]
-        return (last[0][1], *args[1:])
+    def hook(own: Recipe) -> Callable[[nn.Module, tuple], tuple]:
+        def enter(_: nn.Module, args: tuple) -> tuple:
+            if not last or last[0][0] is not args[0] or last[0][1] != own:
+                last[:] = [(args[0], own, rounded_inputs(args[0], own))]
+            return (last[0][2], *args[1:])
 
-    chosen = found.values() if recipe.rounds_inputs else ()
-    with blocks.hooks([module.register_forward_pre_hook(hook) for module in chosen]):
+        return enter
+
+    chosen = [(module, recipe if formats is None else formats[name]) for name, module in found.items()]
+    with blocks.hooks([module.register_forward_pre_hook(hook(own)) for module, own in chosen if own.rounds_inputs]):
         yield

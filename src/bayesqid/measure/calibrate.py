@@ -12,7 +12,7 @@ from bayesqid.measure import blocks, layers
 from bayesqid.measure.blocks import Inputs
 from bayesqid.measure.quantizers import QUANTIZERS, SEQUENTIAL
 from bayesqid.measure.quantizers.outcome import Quantized, Seen
-from bayesqid.recipe import Recipe
+from bayesqid.recipe import NONE, Recipe
 
 
 @dataclass
@@ -26,6 +26,13 @@ class Lane:
     failed: str = ""
     saved: Mapping[str, Tensor] | None = None
     kept: dict[str, Quantized] | None = None
+    # what each layer gets where that is not the recipe everywhere
+    formats: Mapping[str, Recipe] | None = None
+
+    def wanted(self, made: "Quantization") -> "Quantization":
+        """The layers among those made that the lane quantizes."""
+        own = self.formats
+        return made if own is None else {name: one for name, one in made.items() if own[name] != NONE}
 
 
 Quantization = dict[str, Quantized]
@@ -169,6 +176,12 @@ def plainly(found: Mapping[str, layers.Layer], lanes: Sequence[Lane]) -> list[Qu
     return results
 
 
+def by_layer(found: Mapping[str, layers.Layer], formats: Mapping[str, Recipe]) -> Quantization:
+    """Quantization of a block's layers, each in a format of its own by a method that needs no calibration text."""
+    return {name: QUANTIZERS[formats[name].method](layers.matrix(module), [None], [formats[name]])[0]
+            for name, module in found.items() if formats[name] != NONE}  # fmt: skip
+
+
 def unreached(order: list[list[str]], found: Mapping[str, layers.Layer], lanes: Sequence[Lane]) -> None:
     """Mark lanes as failed when the calibration text never reaches one of the block's layers."""
     lost = sorted(set(found) - {name for stage in order for name in stage})
@@ -266,8 +279,8 @@ def in_turn(
                 seen = None if lane.failed else observe([found[stage[0]]], runs(index, done), stop=True)[0]
                 seens.append(seen)
                 layers.install(found, before)
-            for result, more in zip(results, _together(stage, found, seens, lanes), strict=True):
-                result |= more
+            for lane, result, more in zip(lanes, results, _together(stage, found, seens, lanes), strict=True):
+                result |= lane.wanted(more)
             done |= set(stage)
         for index, (lane, result) in enumerate(zip(lanes, results, strict=True)):
             install(found, result)

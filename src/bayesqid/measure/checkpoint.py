@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bayesqid.errors import BadInput
-from bayesqid.measure import blocks, identity, landscape_run, layers, load, save, saved, text, together
+from bayesqid.measure import assign, blocks, identity, landscape_run, layers, load, save, saved, text, together
 from bayesqid.measure.calibrate import Lane
 from bayesqid.measure.parts import Cell, Found, lock_path, parts_folder, stem, write_part
 from bayesqid.measure.plan import Plan
@@ -71,7 +71,9 @@ def prepare(plan: Plan, checkpoint: Checkpoint, folder: Path, known: Mapping[str
     # before it is placed: a big model is never on the GPU as a whole
     as_tuple = blocks.verify(model, torch.from_numpy(windows[0].inputs[None, :16]))
     place(model, device)
-    ready = Ready(model, device, as_tuple, _by_block(model, linears), windows, rows, len(plan.documents))
+    ready = Ready(model, device, as_tuple, _by_block(model, linears), windows, rows, len(plan.documents),
+                  mixes=assign.by_recipe(plan.mixes))  # fmt: skip
+    found.blocks = ready.shapes
     ready.lay_out()
     return ready
 

@@ -17,7 +17,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
 
 from bayesqid.errors import BadInput
-from bayesqid.files import sha256_file, write_text
+from bayesqid.files import MOST_JSON, sha256_file, write_text
 from bayesqid.measure.patience import Sleep, note, patiently
 
 # What a model and its tokenizer need besides weights; pickles and Python files are never fetched
@@ -26,6 +26,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[\w.-][\w./-]{0,199}", re.ASCII)
+# of the top folder, and none that starts with a dot
+_FILE = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 # The library's words for a body that is not as long as announced
 _SHORT = re.compile(r"should be of size (\d+) but has size (\d+)")
 
@@ -68,7 +71,7 @@ def weights(where: str, names: Collection[str], index: Callable[[], str]) -> tup
         return found
     try:
         shards = tuple(sorted({str(name) for name in json.loads(index())["weight_map"].values()}))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         shards = ()
     # an index that names pickles would have them fetched
     if not shards or not all(name.endswith(".safetensors") for name in shards):
@@ -93,17 +96,27 @@ def resolve(hub: str, revision: str, commit: str | None = None, sleep: Sleep = t
     private, that holds no safetensors weights, or that the hub does not describe in several tries. With
     HF_HUB_OFFLINE=1 the cache is asked instead.
     """
-    if constants.HF_HUB_OFFLINE:
-        return _cached(hub, commit or revision)
     wanted = commit or revision
+    for what, name in (("hub id", hub), ("revision", wanted)):
+        # both become names of files in the cache
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise BadInput(f"The {what} {name!r:.80} is none: use letters, digits and . _ - / only.")
+    if constants.HF_HUB_OFFLINE:
+        return _cached(hub, wanted)
     info = patiently(
         hub,
         wanted,
         lambda: HfApi().model_info(hub, revision=wanted, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT),
         sleep,
     )
-    there = {one.rfilename: one for one in info.siblings or () if "/" not in one.rfilename}
+    there = {one.rfilename: one for one in info.siblings or () if _FILE.fullmatch(one.rfilename)}
     pinned = Remote(hub, wanted, str(info.sha), ())
+    if not _COMMIT.fullmatch(pinned.commit):
+        raise BadInput(f"{hub} at revision {wanted} has the commit {pinned.commit!r:.50}, which is none: go on later.")
+    large = [name for name in (INDEX, *there) if name in there and name.endswith((".json", ".jinja"))
+             and (there[name].size or 0) > MOST_JSON]  # fmt: skip
+    if large:
+        raise BadInput(f"{large[0]} of {hub} has more than {MOST_JSON / 2**20:g} MiB: name another checkpoint.")
 
     def index() -> str:
         return patiently(hub, wanted, lambda: _read(pinned, INDEX), sleep)
@@ -133,7 +146,8 @@ def _read(remote: Remote, name: str) -> str:
 def _cached(hub: str, revision: str) -> Remote:
     """A revision as the cache has it; weights in LFS lie there under their SHA-256."""
     ref = _repository(hub) / "refs" / revision
-    commit = revision if _COMMIT.fullmatch(revision) else ref.read_text() if ref.is_file() else ""
+    commit = revision if _COMMIT.fullmatch(revision) else ref.read_text("utf-8") if ref.is_file() else ""
+    commit = commit if _COMMIT.fullmatch(commit) else ""
     folder = _repository(hub) / "snapshots" / commit
     if not commit or not (folder / "config.json").is_file():
         raise BadInput(
@@ -222,7 +236,9 @@ def _bring(remote: Remote, files: Collection[File], force: bool, sleep: Sleep) -
 
 def _discard(path: Path) -> None:
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
-    for one in (path, blob):
+    # a link may lead anywhere; what it leads to is removed among the repository's blobs only
+    inside = blob.resolve().is_relative_to(path.parents[2].resolve())
+    for one in (path, blob) if inside else (path,):
         one.unlink(missing_ok=True)
 
 

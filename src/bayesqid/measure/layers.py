@@ -1,6 +1,6 @@
 """Where the weights that get quantized are: the linear layers inside a language model's blocks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,6 +46,8 @@ def linears(model: nn.Module) -> dict[str, Layer]:
     loose = [name for name, parameter in matrices if id(parameter) not in taken]
     total = sum(parameter.numel() for _, parameter in matrices)
     outside = sum(parameter.numel() for _, parameter in matrices if id(parameter) not in taken)
+    if not matrices:
+        raise BadInput(f"{type(model).__name__} has no linear layers inside its blocks: there is nothing to quantize.")
     if not found or outside > 0.01 * total:
         raise BadInput(
             f"{type(model).__name__} keeps {outside / max(total, 1):.0%} of its block weights outside linear "
@@ -101,6 +103,11 @@ def size(module: nn.Module) -> int:
 def shapes(layers: Mapping[str, Layer]) -> list[tuple[int, int]]:
     """(outputs, inputs) of each layer."""
     return [(rows, columns) for rows, columns in (matrix(module).shape for module in layers.values())]
+
+
+def shapes_by_block(inside: Sequence[Mapping[str, Layer]]) -> list[dict[str, tuple[int, int]]]:
+    """(outputs, inputs) of each layer by name, block after block."""
+    return [dict(zip(found, shapes(found), strict=True)) for found in inside]
 
 
 def largest_context(model: PreTrainedModel) -> int | None:

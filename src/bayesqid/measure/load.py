@@ -1,5 +1,6 @@
 """Bring a checkpoint into memory, from a folder or the hub; safetensors only, no remote code."""
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -10,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from bayesqid.errors import BadInput
-from bayesqid.files import sha256_file
+from bayesqid.files import MOST_JSON, printable, read_json, read_text, sha256_file
 from bayesqid.measure import hub, lock
 from bayesqid.measure.patience import Sleep
 from bayesqid.suite import Checkpoint
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# keys of config.json by which transformers fetches kernels, that is code
+_NAMED = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+# keys of config.json -> there are as many tensors, or values in them
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers")
+_WIDTHS = ("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner",
+           "word_embed_proj_dim", "num_attention_heads", "n_head", "num_experts", "num_local_experts")  # fmt: skip
+DEPTH = 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -25,6 +34,8 @@ def local(place: str, revision: str) -> Path | None:
     """The folder `place`, or its folder `revision`; None for what must be a hub id."""
     here = Path(place)
     if here.is_dir():
+        if Path(revision).is_absolute() or ".." in Path(revision).parts:
+            raise BadInput(f"The revision {revision!r:.80} leads out of {place}: name a folder in it.")
         return here / revision if (here / revision).is_dir() else here
     if here.is_absolute() or place.startswith("."):
         raise BadInput(f"There is no folder {place}: name the folder that holds config.json.")
@@ -44,6 +55,56 @@ def check(path: Path) -> None:
         raise BadInput(hub.no_weights(str(path), [file.name for file in path.iterdir()]))
 
 
+def fit(path: Path) -> None:
+    """Refuse a checkpoint whose files would have others read, code run or the memory filled by loading it.
+
+    The configuration may name no code, kernel, file or quantizer, and no more layers or wider ones than the weights
+    have; an index may name safetensors beside it only.
+    """
+    check(path)
+    try:
+        config = read_json(path / "config.json")
+    except BadInput as error:
+        raise BadInput(f"{path} cannot be loaded: {error}") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path / 'config.json'} holds no JSON object: restore it.")
+    shards = weight_files(path)
+    if (path / "adapter_config.json").exists():
+        raise BadInput(f"{path} holds an adapter of another model (adapter_config.json): merge it and save the whole.")
+    told = {key: config[key] for key in _NAMED if config.get(key) is not None}
+    kernel = [value for value in told.values() if not isinstance(value, str) or "/" in value or ":" in value]
+    if "transformers_weights" in config or kernel:
+        key = "transformers_weights" if "transformers_weights" in config else next(iter(told))
+        raise BadInput(f"{path / 'config.json'} names code or files of elsewhere ({key}): remove that key.")
+    if config.get("quantization_config") is not None:
+        raise BadInput(f"{path} was saved quantized, so it is no baseline: name the checkpoint it was made from.")
+    _bounded(path, config, shards)
+
+
+def _bounded(path: Path, config: dict[str, Any], shards: Iterable[str]) -> None:
+    """Refuse sizes in a configuration, at any depth, that the weights cannot have."""
+    shapes = [shape for name in shards for shape in saved_shapes(path / name)]
+    total = sum(math.prod(shape) for shape in shapes)
+    queue = [(config, 0)]
+    while queue:
+        table, depth = queue.pop()
+        for key, value in table.items():
+            if isinstance(value, dict) and depth < DEPTH:
+                queue.append((value, depth + 1))
+            most = len(shapes) if key in _LAYERS else total if key in _WIDTHS else None
+            if most is not None and isinstance(value, int | float) and value > most:
+                raise BadInput(f"{path}: config.json has {key} = {value:.4g}, more than its weights hold: restore it.")
+
+
+def saved_shapes(file: Path) -> list[tuple[int, ...]]:
+    """Shapes of all tensors of a safetensors file, from its header; `BadInput` when that is broken."""
+    try:
+        with safe_open(file, "pt") as stream:
+            return [tuple(stream.get_slice(name).get_shape()) for name in stream.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{file} cannot be loaded as safetensors ({_reason(error)}): restore it.") from error
+
+
 def hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 by name of files in a folder, several at once: reading and hashing leave Python's lock."""
     names = list(names)
@@ -53,9 +114,14 @@ def hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
 
 def contents(path: Path) -> dict[str, str]:
     """SHA-256 by name of what the model in a folder is made of: its weight files and config.json."""
+    return hashes(path, ["config.json", *weight_files(path)])
+
+
+def weight_files(path: Path) -> tuple[str, ...]:
+    """Names of the weight files in a folder; `BadInput` when they are not there, or the index leads elsewhere."""
     check(path)
     names = [file.name for file in path.iterdir() if file.is_file()]
-    return hashes(path, ["config.json", *hub.weights(str(path), names, (path / hub.INDEX).read_text)])
+    return hub.weights(str(path), names, lambda: read_text(path / hub.INDEX, MOST_JSON, "index"))
 
 
 @contextmanager
@@ -93,7 +159,7 @@ def brought(checkpoint: Checkpoint, lock_path: Path, keep: bool = False, sleep: 
 
 def _reason(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+    return printable(lines[0].strip() if lines else type(error).__name__)
 
 
 def verify(path: Path, sha256: str | None) -> None:
@@ -115,7 +181,7 @@ def model(path: Path, dtype: str, device: torch.device) -> Any:
     """The causal language model in a folder, ready to evaluate; `BadInput` when it cannot be loaded."""
     from transformers import AutoModelForCausalLM
 
-    check(path)
+    fit(path)
     try:
         both: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -143,6 +209,9 @@ def tokenizer(path: Path) -> Any:
     if not any((path / name).is_file() for name in VOCABULARIES):
         raise BadInput(f"{path} holds no tokenizer: name the folder that does with --tokenizer.")
 
+    large = [name for name in VOCABULARIES if (path / name).is_file() and (path / name).stat().st_size > MOST_JSON]
+    if large:
+        raise BadInput(f"{path / large[0]} has more than {MOST_JSON / 2**20:g} MiB: it is no tokenizer's.")
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as above

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bayesqid.errors import BadInput
-from bayesqid.files import writable, write_text
+from bayesqid.files import read_json, writable, write_text
 
 SCHEMA = "bayesqid-lock/1"
 
@@ -37,10 +37,13 @@ def read(path: Path) -> dict[str, Entry]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "lock")
         schema, entries = content["schema"], {name: Entry(**entry) for name, entry in content["checkpoints"].items()}
         if not all(isinstance(text, str) for one in entries.values() for pair in one.files.items() for text in pair):
             raise TypeError("files are no hashes by name")
+        if not all(isinstance(text, str) for one in entries.values()
+                   for text in (one.hub, one.revision, one.commit or "")):  # fmt: skip
+            raise TypeError("hub, revision or commit is no text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise BadInput(f"{path} is no lock of a suite: restore it, or delete it to lock anew.") from fault
     if schema != SCHEMA:
@@ -48,10 +51,15 @@ def read(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def write(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Replace a lock by these entries, sorted, all or nothing."""
+def text(entries: Mapping[str, Entry]) -> str:
+    """What stands in a lock with these entries, sorted."""
     content = {"schema": SCHEMA, "checkpoints": {name: asdict(entry) for name, entry in entries.items()}}
-    write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write(path: Path, entries: Mapping[str, Entry]) -> None:
+    """Replace a lock by these entries, all or nothing."""
+    write_text(path, text(entries))
 
 
 def difference(locked: Entry, found: Entry) -> str | None:

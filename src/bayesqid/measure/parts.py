@@ -12,10 +12,11 @@ import xarray as xr
 
 from bayesqid import files, measurements
 from bayesqid.errors import BadInput
+from bayesqid.measure import assign
 from bayesqid.measure.loss import Scores
 from bayesqid.measure.plan import OWN, Plan
 from bayesqid.measure.quantizers import QUANTIZERS
-from bayesqid.recipe import FORMATS, Recipe, effective_bits, parse
+from bayesqid.recipe import FORMATS, NONE, Recipe, effective_bits, parse
 from bayesqid.suite import Checkpoint
 
 
@@ -34,6 +35,8 @@ class Found:
     facts: dict[str, Any] = field(default_factory=dict)
     tokens: np.ndarray | None = None
     shapes: list[tuple[int, int]] = field(default_factory=list)
+    # the same by name, block after block
+    blocks: assign.Blocks = ()
 
 
 def stem(checkpoint: str) -> str:
@@ -62,6 +65,7 @@ def write_part(plan: Plan, folder: Path, checkpoint: Checkpoint, found: Found, c
     if found.tokens is not None:
         part["tokens"].values[0] = found.tokens
     weights = sum(rows * columns for rows, columns in found.shapes)
+    mixes = assign.by_recipe(plan.mixes)
     for column, cell in enumerate(cells.values()):
         part["reason"].values[0, column] = cell.reason
         part["note"].values[0, column] = cell.note
@@ -69,9 +73,12 @@ def write_part(plan: Plan, folder: Path, checkpoint: Checkpoint, found: Found, c
         if cell.scores is not None:
             for name, values in cell.scores._asdict().items():
                 part[name].values[0, column] = values
-            part["effective_bits"].values[0, column] = effective_bits(recipes[column], found.shapes)
-            quantized = weights / found.facts["n_params"] if recipes[column].method != "none" else 0.0
-            part["quantized_fraction"].values[0, column] = quantized
+            own = assign.formats(recipes[column], found.blocks, mixes)
+            bits = effective_bits(recipes[column], found.shapes) if own is None else assign.average(own, found.blocks)
+            share = float(recipes[column] != NONE) if own is None else assign.low_share(own, found.blocks)
+            part["effective_bits"].values[0, column] = bits
+            part["quantized_fraction"].values[0, column] = weights / found.facts["n_params"] * share
+            part["linear_fraction"].values[0, column] = share
     failed = any(cell.scores is None for cell in cells.values())
     path = part_path(folder, checkpoint.id, list(cells))
     # what is tried again and works stands beside what failed, and counts
@@ -149,9 +156,10 @@ def done(parts: list[xr.Dataset]) -> tuple[Cells, Cells, dict[str, str]]:
 def _place(recipe: Recipe) -> tuple:
     """Order of recipes in a file: it must not depend on which were measured first."""
     methods = list(QUANTIZERS)
-    method = methods.index(recipe.method) if recipe.method in methods else -1
+    method = methods.index(recipe.method) if recipe.method in methods else len(methods) if recipe.mix else -1
+    share = (recipe.partial, recipe.granularity, recipe.fraction, recipe.draw, recipe.mix)
     form = list(FORMATS).index(recipe.format) if recipe.format in FORMATS else -1
-    return method, form, recipe.options, recipe.group_size, recipe.bits, not recipe.symmetric, recipe.seed
+    return method, form, recipe.options, recipe.group_size, recipe.bits, not recipe.symmetric, recipe.seed, *share
 
 
 def frame(plan: Plan, parts: list[xr.Dataset]) -> xr.Dataset:

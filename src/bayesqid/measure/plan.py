@@ -1,6 +1,7 @@
 """What is to be measured: a suite or one model of your own, its recipes, and the protocol with its texts."""
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from bayesqid import suite
 from bayesqid.errors import BadInput
-from bayesqid.measure import save, saved, text
+from bayesqid.measure import assign, save, saved, text
 from bayesqid.measure.layers import device_name
 from bayesqid.measure.load import DTYPES
 from bayesqid.measure.quantizers.gptq import DAMP
@@ -102,6 +103,7 @@ class Plan:
     # whether what was downloaded stays in the cache
     keep: bool = False
     landscape: Landscape | None = None
+    mixes: assign.Given = ()
 
     def manifest(self) -> dict[str, Any]:
         """What stands in the file: suite, protocol with the texts' hashes, versions, device, command."""
@@ -139,7 +141,7 @@ def recipes(names: list[str], seeds: Sequence[int] = ()) -> tuple[Recipe, ...]:
     """Recipes by name, each once, with the baseline `none` first; calibrated ones once for each of `seeds`."""
     if any(seed < 0 for seed in seeds):
         raise BadInput(f"The calibration seed {min(seeds)} is negative: give 0 or more.")
-    parsed = [parse(item.strip()) for item in names]
+    parsed = [assign.read(item.strip()).recipe if assign.is_file(item) else parse(item.strip()) for item in names]
     drawn = [[replace(one, seed=seed) for seed in seeds] if one.calibrated and seeds else [one] for one in parsed]
     return tuple(dict.fromkeys([NONE, *(one for several in drawn for one in several)]))
 
@@ -150,6 +152,17 @@ def seeds(text: str | None) -> tuple[int, ...]:
         return () if text is None else tuple(dict.fromkeys(int(item) for item in text.split(",")))
     except ValueError:
         raise BadInput(f"--calibration-seeds {text!r} is no list of numbers: write e.g. 0,1,2.") from None
+
+
+def shard(text: str | None) -> tuple[int, int]:
+    """Number and count of shards from text such as `2/8`; 1 of 1 from None."""
+    if text is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise BadInput(f"--shard {text!r} is no share: write I/N with I from 1 to N, e.g. 2/8.")
+    return number, count
 
 
 def protocol(*layers: dict[str, Any]) -> Protocol:
@@ -264,8 +277,11 @@ def make(
     given = tuple((str(saved.recipe_of(folder, quantized_method)), str(folder)) for folder in quantized)
     default = [] if quantized else list(RECIPES if single else source.recipes)
     wanted = recipes([*(default if names is None else names), *(name for name, _ in given)], seeds)
-    for recipe in wanted if save_to else ():
-        if recipe != NONE:
+    for recipe in wanted if save_to or landscape else ():
+        if recipe.partial or recipe.mix:
+            asked = "saved in GPTQ's format" if save_to else "given a loss landscape"
+            raise BadInput(f"{recipe} is for a part of the layers and cannot be {asked}: leave it out.")
+        if save_to and recipe != NONE:
             save.form(recipe)
     usual = {} if single else {key: getattr(source.text, key, None) for key in PER_SUITE}
     agreed = protocol(usual, settings)
@@ -291,4 +307,5 @@ def make(
         save_to=str(save_to) if save_to else None,
         keep=keep,
         landscape=landscape,
+        mixes=assign.of_files(names or (), wanted),
     )

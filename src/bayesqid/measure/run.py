@@ -1,16 +1,20 @@
 """Measure a plan: what is missing, one checkpoint after another or several at once, then merge the parts."""
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
+from uuid import uuid4
 
 import torch
 import xarray as xr
@@ -18,12 +22,11 @@ from tqdm import tqdm
 
 from bayesqid import files, measurements
 from bayesqid.errors import BadInput
-from bayesqid.measure import landscape_run, layers, load, lock
-from bayesqid.measure.checkpoint import measure_checkpoint
+from bayesqid.measure import landscape_run, layers, load, lock, ray_engine, store, turns
 from bayesqid.measure.parts import done, existing, frame, lock_path, parts_folder
 from bayesqid.measure.plan import Plan
+from bayesqid.measure.turns import Sweep, Task
 from bayesqid.recipe import Recipe
-from bayesqid.suite import Checkpoint
 
 # Models below this size leave cores idle: several are measured at once
 SMALL_PARAMETERS = 20_000_000
@@ -31,21 +34,11 @@ SMALL_PARAMETERS = 20_000_000
 # Large models move a bar by shares of a cell
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} cells [{elapsed}<{remaining}]"
 
+# Measures tasks under a bar and gives back those that another run is at
+Engine = Callable[[list[Task], tqdm], list[Task]]
+
 # In a worker: set when the parent wants no more
 _stop: Event | None = None
-
-
-class Task(NamedTuple):
-    """What is missing of a checkpoint: cells of recipes, and its loss landscape for recipes."""
-
-    checkpoint: Checkpoint
-    recipes: list[Recipe]
-    charted: list[Recipe]
-
-    @property
-    def size(self) -> int:
-        """Steps of the bar: a checkpoint's landscape is one."""
-        return len(self.recipes) + bool(self.charted)
 
 
 def _guard() -> None:
@@ -72,13 +65,13 @@ def _go_on(amount: float = 0.0) -> None:
         raise KeyboardInterrupt
 
 
-def _work(plan: Plan, task: Task, hashes: dict[str, str], output: Path) -> None:
+def _work(sweep: Sweep, task: Task) -> bool:
     """Measure in a worker; what is finished when the parent stops it is saved."""
     try:
         _go_on()
-        measure_checkpoint(plan, task.checkpoint, task.recipes, hashes, output, _go_on, task.charted)
+        return turns.measure(sweep, task, _go_on)
     except KeyboardInterrupt:
-        return
+        return True
 
 
 def workers(plan: Plan, jobs: int, tasks: int) -> int:
@@ -101,30 +94,39 @@ def missing(plan: Plan, measured: set[tuple[str, str]], uncharted: Mapping[str, 
     return [task for task in tasks if task.size]
 
 
-def _here(plan: Plan, tasks: list[Task], hashes: dict[str, str], output: Path, bar: tqdm) -> None:
+def _here(sweep: Sweep, tasks: list[Task], bar: tqdm) -> list[Task]:
+    """Measure tasks in this process; those that another run is at."""
     load.quiet()
+    others = []
     for task in tasks:
         bar.set_description_str(task.checkpoint.id)
         start = bar.n
-        measure_checkpoint(plan, task.checkpoint, task.recipes, hashes, output, bar.update, task.charted)
-        # what was tried twice, or not to the end, counts once
-        bar.update(start + task.size - bar.n)
+        if turns.measure(sweep, task, bar.update):
+            # what was tried twice, or not to the end, counts once
+            bar.update(start + task.size - bar.n)
+        else:
+            others.append(task)
+    return others
 
 
-def _in_processes(plan: Plan, tasks: list[Task], hashes: dict[str, str], output: Path, bar: tqdm, count: int) -> None:
+def _in_processes(sweep: Sweep, tasks: list[Task], bar: tqdm, count: int) -> list[Task]:
+    """Measure tasks in several processes; those that another run is at."""
+    others: list[Task] = []
     threads = max(1, torch.get_num_threads() // count)
     # the biggest first, so that no core waits for a late big one
     ordered = sorted(tasks, key=lambda task: -task.checkpoint.n_params)
     context = get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(count, context, _start, (threads, stop)) as pool:
-        waiting = {pool.submit(_work, plan, task, hashes, output): task for task in ordered}
+        waiting = {pool.submit(_work, sweep, task): task for task in ordered}
         try:
             for future in as_completed(waiting):
                 task = waiting[future]
-                future.result()
-                bar.set_description_str(task.checkpoint.id)
-                bar.update(task.size)
+                if future.result():
+                    bar.set_description_str(task.checkpoint.id)
+                    bar.update(task.size)
+                else:
+                    others.append(task)
         except BrokenProcessPool as error:
             # the others have ended already, and the one that was killed may hold the lock of `stop` for ever
             raise BadInput(
@@ -135,55 +137,114 @@ def _in_processes(plan: Plan, tasks: list[Task], hashes: dict[str, str], output:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    return others
+
+
+def _sweep(sweep: Sweep, tasks: list[Task], bar: tqdm, engine: Engine) -> None:
+    """Measure tasks, in the end also those that other runs were at, in case they did not come to their end."""
+    others = engine(tasks, bar)
+    while others:
+        bar.set_description_str("waiting for another run")
+        now = turns.free(sweep, others)
+        others = [task for task in others if task not in now] + engine(now, bar)
+
+
+def shared(tasks: list[Task], plan: Plan, shard: tuple[int, int]) -> list[Task]:
+    """Those tasks that shard i of n measures: every n-th checkpoint of the plan, the i-th first."""
+    number, count = shard
+    mine = {checkpoint.id for checkpoint in plan.checkpoints[number - 1 :: count]}
+    return [task for task in tasks if task.checkpoint.id in mine]
 
 
 def merged(plan: Plan, output: Path) -> xr.Dataset:
     """Everything measured so far for an output file, its own content and its parts together."""
     parts = list(existing(output, plan))
     data = landscape_run.filled(measurements.merge(frame(plan, parts), parts), parts)
+    # those that measured, which need not be the one that merges
+    devices = {name for part in parts for name in measurements.manifest(part)["device"].split(", ")}
+    if devices:
+        told = measurements.manifest(data) | {"device": ", ".join(sorted(devices))}
+        data.attrs["manifest"] = json.dumps(told, sort_keys=True)
     # copies are found out before they are loaded, so the file does not have their hash
     return measurements.refuse(data, lock.twins(lock.read(lock_path(output, plan))))
 
 
-def run(plan: Plan, output: Path, jobs: int = 0, retry_failed: bool = False) -> xr.Dataset:
-    """Measure what is missing of a plan, write `output` and return it.
+def write_merged(plan: Plan, output: Path, mirror: store.Mirror | None, owner: str) -> None:
+    """Write everything measured so far into the file; one run at a time, so that the last one has all."""
+    with turns.waited(mirror.place.url if mirror else str(output), turns.MERGING, owner):
+        if mirror is not None:
+            store.pull(mirror)
+        if output.exists() or any(parts_folder(output).glob("*.nc")):
+            files.write_netcdf(merged(plan, output), output)
+            if mirror is not None:
+                store.write(mirror.place, mirror.place.name, output.read_bytes())
+
+
+def run(
+    plan: Plan, output: str | Path, jobs: int = 0, retry_failed: bool = False, shard: tuple[int, int] = (1, 1),
+    cluster: ray_engine.Cluster | None = None,
+) -> xr.Dataset:  # fmt: skip
+    """Measure what is missing of a plan, write `output`, a path or a URL such as s3://bucket/m.nc, and return it.
 
     Finished cells lie in `output`.parts/ and are never measured again, failed ones only with `retry_failed`. Ctrl-C
-    keeps what is finished and merges it. A landscape may be added to cells measured before, and cells to it. Raises
-    `BadInput` when `output` is of another suite or protocol.
+    keeps what is finished and merges it. A landscape may be added to cells measured before, and cells to it. Any number
+    of runs may share an output: each checkpoint is measured by one of them. With `shard` (i, n) only every n-th
+    checkpoint, from the i-th on; with `cluster` on Ray. Raises `BadInput` when `output` is of another suite or
+    protocol.
     """
-    device = layers.best_device(plan.device)
-    found = list(existing(output, plan))
+    if not store.is_url(output):
+        return _run(plan, Path(output), None, jobs, retry_failed, shard, cluster)
+    with TemporaryDirectory(prefix="bayesqid-") as folder:
+        mirror = store.Mirror(store.place(str(output)), Path(folder), plan)
+        store.pull(mirror)
+        return _run(plan, mirror.output, mirror, jobs, retry_failed, shard, cluster)
+
+
+def _run(
+    plan: Plan, output: Path, mirror: store.Mirror | None, jobs: int, retry_failed: bool, shard: tuple[int, int],
+    cluster: ray_engine.Cluster | None,
+) -> xr.Dataset:  # fmt: skip
+    """As `run`, for a path; `mirror` when it stands for a URL."""
+    # the machine that the command is called on need not have the cluster's devices
+    here = plan if cluster is None else replace(plan, device="auto")
+    device = layers.best_device(here.device)
+    found = list(existing(output, here))
     measured, failed, hashes = done(found)
     uncharted = landscape_run.missing(plan, found, retry_failed)
-    tasks = missing(plan, measured if retry_failed else measured | failed, uncharted)
-    folder = parts_folder(output)
+    tasks = shared(missing(plan, measured if retry_failed else measured | failed, uncharted), plan, shard)
+    where = mirror.place.url if mirror else str(output)
+    sweep = Sweep(plan, where, hashes, retry_failed, uuid4().hex)
     for name, reason in plan.excluded.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
-    total = len(plan.checkpoints) * len(plan.recipes)
+    ours = plan.checkpoints[shard[0] - 1 :: shard[1]]
+    total = len(ours) * len(plan.recipes)
     left = sum(len(task.recipes) for task in tasks)
     if left < total:
-        print(f"{total - left} of {total} cells are in {output} already", file=sys.stderr)
-    again = sum((checkpoint.id, str(recipe)) in failed for checkpoint in plan.checkpoints for recipe in plan.recipes)
+        print(f"{total - left} of {total} cells are in {where} already", file=sys.stderr)
+    again = sum((checkpoint.id, str(recipe)) in failed for checkpoint in ours for recipe in plan.recipes)
     if again and not retry_failed:
         print(f"{again} of them failed and are not tried again: --retry-failed does", file=sys.stderr)
-    count = workers(plan, jobs, len(tasks))
+    count = workers(plan, jobs, len(tasks)) if cluster is None else 0
     pace = 0.1 if sys.stderr.isatty() else 10.0
+
+    def engine(some: list[Task], bar: tqdm) -> list[Task]:
+        if cluster is not None:
+            return ray_engine.measure(sweep, some, bar, cluster)
+        at_once = min(count, len(some))
+        return _here(sweep, some, bar) if at_once <= 1 else _in_processes(sweep, some, bar, at_once)
+
     try:
         if tasks:
             steps = sum(task.size for task in tasks)
-            with tqdm(total=steps, desc=device.type, mininterval=pace, file=sys.stderr, bar_format=BAR) as bar:
-                if count == 1:
-                    _here(plan, tasks, hashes, output, bar)
-                else:
-                    _in_processes(plan, tasks, hashes, output, bar, count)
+            name = device.type if cluster is None else "ray"
+            with tqdm(total=steps, desc=name, mininterval=pace, file=sys.stderr, bar_format=BAR) as bar:
+                _sweep(sweep, tasks, bar, engine)
     finally:
-        if folder.is_dir() or output.exists():
-            files.write_netcdf(merged(plan, output), output)
+        write_merged(here, output, mirror, sweep.owner)
     return measurements.read(output)
 
 
-def summary(data: xr.Dataset, output: Path) -> dict[str, Any]:
+def summary(data: xr.Dataset, output: str | Path) -> dict[str, Any]:
     """What a run came to, as plain values: cells by status, failures with their reasons."""
     status = data["status"].values
     return {

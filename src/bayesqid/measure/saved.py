@@ -1,6 +1,5 @@
 """Read a checkpoint that was saved quantized, and see that it is the quantization of a given model."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bayesqid.errors import BadInput
+from bayesqid.files import printable, read_json
 from bayesqid.measure import formats, hub, layers, load
 from bayesqid.recipe import Recipe
 
@@ -41,14 +41,11 @@ class Lazy(Mapping[str, Tensor]):
 
 def reason(error: Exception) -> str:
     """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file} cannot be read as JSON ({reason(error)}): restore it.") from error
+    found = read_json(file)
     if not isinstance(found, dict):
         raise BadInput(f"{file} holds no JSON object: restore it.")
     return found
@@ -92,7 +89,11 @@ def files(folder: Path) -> dict[str, Path]:
     index = folder / hub.INDEX
     if index.is_file():
         listed = _json(index).get("weight_map")
-        if not isinstance(listed, dict) or any(".." in Path(str(file)).parts for file in listed.values()):
+        # a shard beside the index and nowhere else
+        if not isinstance(listed, dict) or not all(
+            isinstance(file, str) and file.endswith(".safetensors") and Path(file).name == file
+            for file in listed.values()
+        ):
             raise BadInput(f"{index} holds no usable `weight_map`: restore it.")
         where = {str(name): folder / str(file) for name, file in listed.items()}
         held = {file: set(_names(file)) for file in set(where.values())}
@@ -128,8 +129,11 @@ def read(file: Path, name: str) -> Tensor:
 
 def shape(file: Path, name: str) -> tuple[int, ...]:
     """Shape of a tensor of a safetensors file, without reading it."""
-    with safe_open(file, "pt") as stream:
-        return tuple(stream.get_slice(name).get_shape())
+    try:
+        with safe_open(file, "pt") as stream:
+            return tuple(stream.get_slice(name).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{file} cannot be read as safetensors ({reason(error)}): restore it.") from error
 
 
 def _parts(folder: Path) -> tuple[dict[str, Path], list[str], formats.Kind]:

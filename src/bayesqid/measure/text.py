@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bayesqid.errors import BadInput
-from bayesqid.files import sha256_bytes
+from bayesqid.files import MOST_TEXT, json_of, read_text, sha256_bytes
 
 
 class Document(NamedTuple):
@@ -33,12 +33,13 @@ def read(path: str | Path) -> list[Document]:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"There is no text file {path}: give one JSON object with id and text per line.")
+    content = read_text(path, MOST_TEXT, "text file")
     documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = json_of(line, "the line")
             document = Document(str(entry.get("id", number)), entry["text"])
         except (ValueError, KeyError, AttributeError) as error:
             raise BadInput(f"Line {number} of {path} is not a JSON object with a `text`: mend that line.") from error

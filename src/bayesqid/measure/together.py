@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bayesqid.errors import BadInput
-from bayesqid.measure import activations, blocks, calibrate, layers, loss, text
+from bayesqid.measure import activations, assign, blocks, calibrate, layers, loss, text
 from bayesqid.measure.calibrate import Lane, Quantization
 from bayesqid.measure.quantizers.outcome import Quantized
 from bayesqid.recipe import NONE, Recipe
@@ -36,6 +36,12 @@ class Ready:
     evaluation: blocks.Inputs = field(default_factory=lambda: blocks.Inputs([], []))
     calibration: dict[int, blocks.Inputs] = field(default_factory=dict)
     baseline: list[Tensor] | None = None
+    mixes: Mapping[str, assign.Formats] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> assign.Blocks:
+        """(rows, columns) of the linear layers, block by block."""
+        return layers.shapes_by_block(self.inside)
 
     def lay_out(self) -> None:
         """Put the evaluation text into batches anew and forget what was derived from the old ones."""
@@ -85,7 +91,9 @@ def quantize_block(
     for lane in live:
         if lane.saved is not None:
             done[id(lane)] = {name: Quantized(lane.saved[name].to(ready.device)) for name in found}
-    plain = [lane for lane in live if not lane.recipe.calibrated and lane.saved is None]
+        elif lane.recipe.mix and lane.formats is not None:
+            done[id(lane)] = calibrate.by_layer(found, lane.formats)
+    plain = [lane for lane in live if not lane.recipe.calibrated and id(lane) not in done]
     note(plain, calibrate.plainly(found, plain))
     for seed, rows in shared.items():
         inputs = ready.calibrated(seed)
@@ -97,7 +105,7 @@ def quantize_block(
     if turn:
         seeds = {lane.recipe.seed: ready.calibrated(lane.recipe.seed) for lane in turn}
         note(turn, calibrate.in_turn(block, depth, found, seeds, turn))
-    return [done.get(id(lane), {}) for lane in lanes]
+    return [lane.wanted(done.get(id(lane), {})) for lane in lanes]
 
 
 def through(ready: Ready, lanes: Sequence[Lane], tick: Callable[[], object]) -> None:
@@ -115,7 +123,7 @@ def through(ready: Ready, lanes: Sequence[Lane], tick: Callable[[], object]) -> 
                     continue
                 try:
                     calibrate.install(found, made)
-                    with activations.rounded(found, lane.recipe):
+                    with activations.rounded(found, lane.recipe, lane.formats):
                         for batch, state in enumerate(lane.hidden):
                             lane.hidden[batch] = blocks.run(block, state, ready.evaluation.calls[batch][depth])
                 finally:
@@ -191,6 +199,11 @@ def measure(ready: Ready, recipes: Sequence[Recipe], weights: Mapping[str, Mappi
     lanes = [Lane(recipe, list(ready.evaluation.hidden), saved=weights.get(str(recipe)),
                   rows=list(ready.calibrated(recipe.seed).hidden) if calibrate.sequential(recipe) else None,
                   kept={} if keep and recipe != NONE else None) for recipe in recipes]  # fmt: skip
+    for lane in lanes:
+        try:
+            lane.formats = assign.formats(lane.recipe, ready.shapes, ready.mixes)
+        except BadInput as error:
+            lane.failed = str(error)
     if ready.most:
         for lane in lanes:
             lane.notes.append(f"batches of {ready.most} tokens, for memory ran out with more")
