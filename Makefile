@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak browser reports atlas ladder bench calibration docs site lint
+.PHONY: help setup demo test soak browser reports atlas ladder bench calibration docs site fuzz compat lint
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,13 @@ docs: setup  ## write docs/cli.md and the outputs shown in README.md and docs/ a
 
 site: setup  ## the documentation as a site in site/; a dead link fails
 	$(BIN)/mkdocs build
+
+fuzz: setup  ## fuzz every parser, MINUTES=10 each
+	$(BIN)/python -W ignore fuzz/run.py --minutes $(or $(MINUTES),10)
+	$(BIN)/python docs/make_reliability.py
+
+compat: setup  ## the base install on the lowest and the newest versions, Python 3.12 and 3.13
+	compat/run.sh build/compat
 
 lint: setup  ## ruff, import contracts, types
 	$(BIN)/ruff check

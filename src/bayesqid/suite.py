@@ -16,6 +16,8 @@ from bayesqid.errors import BadInput
 
 PHASES = ("constant", "decaying", "annealed", "unknown")
 MOST_STEPS = 100_000  # per run and model; more is a slip of the pen and would fill the memory
+MOST_CHECKPOINTS = 200_000  # of a suite, for the same reason
+LARGEST = 2**63  # of any number; nothing here counts further
 ANNEALED = 0.999  # share of the decay done: the last public checkpoint often lies a step before the end
 
 
@@ -101,6 +103,8 @@ _KEYS: dict[str, dict[str, tuple[Any, bool]]] = {
     "exclude": {"hub": (str, True), "steps": (dict, True), "reason": (str, True), "source": (str, True)},
 }  # fmt: skip
 
+# lists of whole numbers
+_COUNTS = ("list", "ends", "seeds")
 # key of a table of checkpoints -> type
 _LISTED: dict[str, Any] = {
     "path": str, "family": str, "model": str, "revision": str, "n_params": int, "n_params_nonembedding": int,
@@ -108,7 +112,7 @@ _LISTED: dict[str, Any] = {
     "seed": (int, type(None)), "sha256": (str, type(None)),
 }  # fmt: skip
 # what is filled into names: a field, with as many leading zeros as two digits can say
-_FIELD = re.compile(r"\{(?P<field>[^{}:]*)(?::0(?P<width>[1-9]\d?)d)?[^{}]*\}")
+_FIELD = re.compile(r"\{(?P<field>[^{}:]*)(?::0(?P<width>[1-9]\d?)d)?\}")
 _NAME = re.compile(r"[\w.-][\w./-]{0,199}", re.ASCII)
 
 # kind -> (keys it needs, in words)
@@ -178,12 +182,20 @@ def _load(path: Path) -> Suite:
     )
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
-    """The file of that name below a suite's folder; `BadInput` for a name that leads out of it.
+def _short(value: Any) -> str:
+    # Python refuses to write whole numbers of thousands of digits
+    large = isinstance(value, int) and abs(value) > 2**99
+    return f"a number of {value.bit_length()} bits" if large else f"{value!r:.40}"
 
-    Suites are handed around: one must not have other files of its reader's opened. Whoever wants that puts a link there.
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """The file of that name below a suite's folder, or what ships with bayesqid; `BadInput` for any other place.
+
+    Suites are handed around: one must not have other files of its reader's opened. Who wants that puts a link there.
     """
-    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+    given = Path(name)
+    ships = given.is_absolute() and given.is_relative_to(bundled.models_dir())
+    if not name or "\0" in name or (given.is_absolute() and not ships) or ".." in given.parts:
         raise BadInput(f"{where} names {name!r:.80}, which is not inside the suite's folder: move or link it there.")
     return folder / name
 
@@ -247,9 +259,13 @@ def _check_table(table: Any, kind: str, file: str, where: str) -> None:
             raise BadInput(f"{file}, {where}: unknown key {key!r}; the closest known one is {near!r}.")
         expected = keys[key][0]
         if not isinstance(value, expected) or isinstance(value, bool):
+            value = value if not isinstance(value, int) or isinstance(value, bool) else _short(value)
             kinds = expected if isinstance(expected, tuple) else (expected,)
             words = " or ".join(k.__name__ for k in kinds)
             raise BadInput(f"{file}, {where}: {key} must be of type {words}, not {value!r:.40}.")
+        for one in [value] if isinstance(value, _NUMBER) else value if key in _COUNTS else ():
+            if not isinstance(one, int if key in _COUNTS else _NUMBER) or not abs(one) < LARGEST:
+                raise BadInput(f"{file}, {where}: {key} holds {_short(one)}: give a number below 2^63.")
     missing = [key for key, (_, needed) in keys.items() if needed and key not in table]
     if missing:
         raise BadInput(f"{file}, {where}: the key {missing[0]!r} is missing.")
@@ -269,8 +285,9 @@ def _listed(table: Path, folder: Path) -> tuple[Checkpoint, ...]:
             absent = [key for key in ("path", *fields) if not isinstance(row, dict) or key not in row]
             raise BadInput(f"{where} has no {absent[0]!r}: it is no table of checkpoints, mend it.")
         for key, kind in _LISTED.items():
-            if not isinstance(row[key], kind) or isinstance(row[key], bool):
-                raise BadInput(f"{where}: {key} = {row[key]!r:.40} cannot be used: mend it.")
+            number_like = isinstance(row[key], _NUMBER)
+            if not isinstance(row[key], kind) or isinstance(row[key], bool) or number_like and abs(row[key]) >= LARGEST:
+                raise BadInput(f"{where}: {key} = {_short(row[key])} cannot be used: mend it.")
         place = _inside(folder, row["path"], where)
         _place(row["revision"], where, "revision")
         made.append(Checkpoint(hub=str(place), status="trained here", **{key: row[key] for key in fields}))
@@ -285,6 +302,8 @@ def _generated(raw: dict, file: str) -> tuple[Checkpoint, ...]:
             if "models" not in run or base in run["models"]:
                 for seed in run.get("seeds", (None,)):
                     made += _of_run(raw, run, model, seed, file)
+                    if len(made) > MOST_CHECKPOINTS:
+                        raise BadInput(f"{file} stands for more than {MOST_CHECKPOINTS} checkpoints: list fewer.")
     return tuple(made)
 
 
@@ -300,15 +319,14 @@ def _of_run(raw: dict, run: dict, model: dict, seed: int | None, file: str) -> l
     shared = {key: model[key] for key in ("n_params", "n_params_nonembedding", "vocab_size")}
     shared |= {"family": run["family"], "model": hub.rsplit("/", 1)[-1], "hub": hub, "seed": seed, "status": status}
     name = run["revision"]
+    # once for all of them; then str.format, which is faster, meets nothing but known fields
+    _place(_fill(name, file, step=0, end=0, billions=0, seed=seed), file, "revision")
     made: list[Checkpoint] = []
-    checked: set[str] = set()
     for step in _steps(run["steps"], model):
         end = ends.get(step, step + offset)
         tokens = end * per_step
         phase, fraction = lr_at(rate, end, tokens, branch=step in ends)
-        revision = _fill(name, file, step=step, end=end, billions=math.ceil(tokens / 1e9), seed=seed)
-        if revision not in checked:
-            checked.add(_place(revision, file, "revision"))
+        revision = name.format(step=step, end=end, billions=math.ceil(tokens / 1e9), seed=seed)
         excluded = reasons.get(step, None if tokens > 0 else "untrained: no tokens seen")
         # a frozen dataclass sets its fields one by one, which takes most of the time for ten thousand of them
         made.append(checkpoint := object.__new__(Checkpoint))

@@ -47,10 +47,11 @@ def target_of(text: str | None, bits: float, method: str, **rest) -> Target:
         per_channel = methods.is_per_channel(*methods.canonical(wanted.quantizer), wanted.group_size)
         # a large model's layer: what is stored once a row or column costs a few thousandths of a bit
         effective = recipe.effective_bits(wanted.whole, [(4096, 4096)])
-        part = {"quantized_fraction": wanted.fraction, "granularity": wanted.granularity, "assignment": "random"}
+        part = {"quantized_fraction": wanted.fraction, "granularity": wanted.granularity, "assignment": "random",
+                "group_size": wanted.group_size}  # fmt: skip
         return Target(
             effective_bits=effective, method=wanted.quantizer, bits=wanted.bits, per_channel=per_channel,
-            features={"group_size": wanted.group_size, **(part if wanted.partial else {})}, **rest
+            features=part if wanted.partial else None, **rest
         )  # fmt: skip
     if not (math.isfinite(bits) and 1 <= bits <= 16):
         raise BadInput(f"--bits is {bits:g}: give a number from 1 to 16.")

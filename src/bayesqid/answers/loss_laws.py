@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bayesqid import files
 from bayesqid.errors import BadInput
 
 
@@ -117,13 +118,7 @@ def read(name: str | Path) -> LossLaw:
         close = get_close_matches(str(name), LOSS_LAWS, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise BadInput(f"There is no loss law {str(name)!r}{hint}: give {', '.join(LOSS_LAWS)} or a TOML file.")
-    import tomllib  # most questions name no file
-
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path.name} is not valid TOML ({error}): mend that line.") from error
-    return from_table(given, path.name)
+    return from_table(files.read_toml(path, "loss law"), path.name)
 
 
 def from_table(given: Mapping, where: str) -> LossLaw:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bayesqid import bundled, methods
+from bayesqid import bundled, files, methods
 from bayesqid.errors import BadInput
 from bayesqid.importers import repeats, schema, tables
 
@@ -70,7 +70,9 @@ def _read(path: Path) -> Table:
     if not path.is_file():
         raise BadInput(f"There is no table {path}: give the path of a CSV file.")
     try:
-        text = pd.read_csv(path, dtype=str, keep_default_na=False)
+        # as it stands: a name that ends in .gz would have pandas unpack it to any size
+        text = pd.read_csv(files.sized(path, files.MOST_TABLE, "table"), dtype=str, keep_default_na=False,
+                           compression=None)  # fmt: skip
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as fault:
         raise BadInput(f"{path.name} cannot be read as CSV: {str(fault).splitlines()[0]}.") from None
     text.columns = text.columns.str.strip()

@@ -105,9 +105,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _object(content: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where} is not valid JSON ({str(error)[:80]}): was it cut off?") from None
+        found = files.json_of(content, where)
+    except BadInput as error:
+        reason = str(error).partition("(")[2].rpartition(")")[0]
+        raise BadInput(f"{where} is not valid JSON ({reason[:80]}): was it cut off?") from None
     if not isinstance(found, dict):
         raise BadInput(f"{where} holds a {type(found).__name__}, not a JSON object.")
     return found

@@ -17,6 +17,7 @@ from bayesqid.importers.formats import Found, Given
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_VALUES = 10_000_000  # of a Parquet table
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PARTS = ("columns", "constants", "units", "scale", "baseline", "values")
 # unit of a loss per token -> perplexity
@@ -88,10 +89,18 @@ def _table(path: Path) -> "pd.DataFrame":
         raise BadInput(f"{path} has more than {formats.MOST_BYTES / 2**20:.0f} MiB: import fewer rows.")
     try:
         if path.suffix.casefold() == ".parquet":
+            from pyarrow import parquet
+
+            held = parquet.read_metadata(path)
+            # columns packed to nothing on disk take their room in memory
+            if held.num_rows * held.num_columns > MOST_VALUES:
+                raise BadInput(f"{path} has more than {MOST_VALUES} values: import fewer rows.")
             return _as_text(pd.read_parquet(path, engine="pyarrow"))
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep="\t" if path.suffix == ".tsv" else ",")
     except ImportError:
         raise BadInput(f"{path.name} is Parquet, which pyarrow reads: pip install pyarrow, or give a CSV.") from None
+    except BadInput:
+        raise
     except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as fault:
         raise BadInput(f"{path.name} cannot be read as a table: {str(fault).splitlines()[0][:120]}.") from None
     frame.columns = frame.columns.astype(str).str.strip()

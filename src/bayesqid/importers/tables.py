@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayesqid import bundled, methods, suite
+from bayesqid import bundled, files, methods, suite
 from bayesqid.errors import BadInput
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_table(path: str | Path) -> "pd.DataFrame":
     if not path.is_file():
         raise BadInput(f"There is no table {path}: give the path of a CSV file.")
     try:
-        text = pd.read_csv(path, dtype=str, keep_default_na=False)
+        text = pd.read_csv(files.sized(path, files.MOST_TABLE, "table"), dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as fault:
         raise BadInput(f"{path.name} cannot be read as CSV: {str(fault).splitlines()[0]}.") from None
     text.columns = text.columns.str.strip()
