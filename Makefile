@@ -58,7 +58,7 @@ ladder: setup  ## train both ladders again: the tiny one half an hour, the contr
 # gptq_reference.py needs GPTQModel, which is not among our dependencies: it says how to run it. The others left out
 # refit for hours, or are imported by those that do; each goes on where it was interrupted
 HOURS := calibration recovery reference resumable honesty refit structure compare_laws landscape_contest landscape_claims
-NOT_HERE := gptq_reference $(HOURS)
+NOT_HERE := gptq_reference ray_sweep $(HOURS)
 bench: setup  ## run the benchmarks that need nothing but bayesqid and take minutes
 	@for file in $(filter-out $(NOT_HERE:%=benchmarks/%.py), $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 	$(BIN)/python docs/make_benchmarks.py
@@ -75,6 +75,7 @@ docs: setup  ## write docs/cli.md and the outputs shown in README.md and docs/ a
 	$(BIN)/python docs/make_outputs.py
 	$(BIN)/python docs/make_tables.py
 	$(BIN)/python docs/make_benchmarks.py
+	$(BIN)/python docs/make_scaling.py
 
 site: setup  ## the documentation as a site in site/; a dead link fails
 	$(BIN)/mkdocs build

@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -361,3 +362,8 @@ def test_a_store_that_fails_in_the_middle_ends_the_sweep_and_loses_nothing(suite
     same(run.run(plan(suite), memory.url, jobs=1), whole)
     assert len(calls) == len(MODELS) - 1
     assert written[0].startswith("m.nc.parts/" + stem(plan(suite).checkpoints[0].id))
+
+
+def test_the_sweep_on_paper_is_what_its_script_works_out():
+    script = runpy.run_path(str(Path(__file__).resolve().parents[1] / "docs" / "make_scaling.py"))
+    assert script["PAGE"].read_text() == script["page"](), "run python docs/make_scaling.py"
