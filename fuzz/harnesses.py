@@ -188,7 +188,7 @@ GPTQ = [b'{"bits": 4, "group_size": 128, "desc_act": true, "sym": false, "quant_
 
 def _toml(data: bytes, folder: Path) -> None:
     path = _file(data, folder, "a.toml")
-    for read in (lambda: laws.describe(laws.with_priors(laws.get("boxcox"), sources.read_toml(path))),
+    for read in (lambda: laws.describe(laws.with_priors(laws.get("boxcox"), files.read_toml(path))),
                  lambda: loss_laws.read(path), lambda: _assign().read(path)):  # fmt: skip
         with contextlib.suppress(BadInput):
             read()

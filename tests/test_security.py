@@ -130,7 +130,7 @@ def test_toml_that_would_take_all_time_or_memory_is_refused(tmp_path, name):
     path.write_text(TOML_BOMBS[name])
     refused(files.read_toml, path)
     refused(suite.load, path)
-    refused(sources.read_toml, path)
+    refused(files.read_toml, path)
 
 
 def test_dots_in_texts_and_numbers_are_no_deep_keys(tmp_path):

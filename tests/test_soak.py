@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bayesqid import bundled, cells, laws, recipe, suite
+from bayesqid import bundled, cells, files, laws, recipe, suite
 from bayesqid.errors import BadInput
 from bayesqid.importers import sources
 from bayesqid.measure import lock
@@ -105,7 +105,7 @@ spread = 0.5
 def test_mutated_priors(folder, law, changes):
     path = folder / "prior.toml"
     path.write_text(mutate(PRIORS if law == "boxcox" else PRIORS.replace("[lam]", "[alpha]"), changes))
-    only_bad_input(lambda: laws.describe(laws.with_priors(laws.get(law), sources.read_toml(path))))
+    only_bad_input(lambda: laws.describe(laws.with_priors(laws.get(law), files.read_toml(path))))
 
 
 TABLE = """family,model,method,bits,group_size,ppl_fp,ppl_q,qid,qid_se,n_params_nonembedding,train_tokens,vocab_size

@@ -84,6 +84,6 @@ def test_what_is_no_toml_is_refused(tmp_path):
     (tmp_path / "b.toml").write_text("a = ")
     for name in ("a.toml", "b.toml", "c.toml"):
         with pytest.raises(BadInput, match=name):
-            sources.read_toml(tmp_path / name)
+            files.read_toml(tmp_path / name)
     (tmp_path / "d.toml").write_text("beta = {mean = 0.5}")
-    assert sources.read_toml(tmp_path / "d.toml") == {"beta": {"mean": 0.5}}
+    assert files.read_toml(tmp_path / "d.toml") == {"beta": {"mean": 0.5}}

@@ -41,7 +41,7 @@ def sample(
     files.writable(output)
     chosen = laws.variant(law, drivers, extra or ())
     if prior is not None:
-        chosen = laws.with_priors(chosen, sources.read_toml(prior))
+        chosen = laws.with_priors(chosen, files.read_toml(prior))
     parts = [sources.read_cells(name, chosen.extras) for name in data or ["atlas"]]
     joined = cells.check(cells.join(parts), chosen.latent_tokens is not None)
     print(f"{joined.sizes['cell']} cells, {int(joined['censored'].sum())} of them diverged.", file=sys.stderr)

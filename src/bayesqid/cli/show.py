@@ -61,13 +61,13 @@ def priors(
     """Show each prior in words and, with --predictive, the QiD that the priors alone imply."""
     import json
 
+    from bayesqid import files
     from bayesqid import laws as table
     from bayesqid.answers import draws, standing, wording
-    from bayesqid.importers import sources
     from bayesqid.inference import implied
 
     shipped = table.get(law)
-    chosen = shipped if prior is None else table.with_priors(shipped, sources.read_toml(prior))
+    chosen = shipped if prior is None else table.with_priors(shipped, files.read_toml(prior))
     rows = implied.priors(chosen, shipped)
     found = []
     if predictive:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayesqid import files
 from bayesqid.errors import BadInput
-from bayesqid.importers import formats, sources, tables
+from bayesqid.importers import formats, tables
 from bayesqid.importers.formats import Found, Given
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def read(paths: list[Path], given: Given) -> Found:
 
 
 def _mapping(path: Path) -> dict[str, dict[str, Any]]:
-    held = sources.read_toml(path)
+    held = files.read_toml(path)
     for name, part in held.items():
         if name not in PARTS or not isinstance(part, dict):
             raise BadInput(f"{path} has no use for {name!r}: a mapping has the tables {', '.join(PARTS)}.")

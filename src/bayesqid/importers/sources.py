@@ -19,11 +19,6 @@ BUNDLED = {
 }  # fmt: skip
 
 
-def read_toml(path: Path) -> dict:
-    """A TOML file as a dict; `BadInput` when it is missing or not TOML."""
-    return files.read_toml(path)
-
-
 def read_cells(name: str, extras: Collection[str] = ()) -> xr.Dataset:
     """Cells of a bundled name, a measurement file or a file of cells (.nc), or a table (.csv).
 
