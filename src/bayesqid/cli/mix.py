@@ -48,12 +48,15 @@ def mix(
     """Choose a number format for every linear layer of one checkpoint under a budget, and measure what it costs.
 
     \b
-    knapsack     each layer is measured alone in each format on the calibration text; of all assignments
-                 within the budget the one of the least sum of these QiDs (assumed to add up), exact
-    greedy       the same numbers; from the smallest formats up, the largest fall of QiD per bit first
-    random       the best of --trials random assignments on the calibration text
-    measured     the assignment, and --draws random ones of equal budget, on the evaluation text
-    exit         0 done, 2 bad input, 130 stopped (no file is written)
+    knapsack   each layer is measured alone in each format on the calibration
+               text; of all assignments within the budget the one of the least
+               sum of these QiDs (assumed to add up), exact
+    greedy     the same numbers; from the smallest formats up, the largest fall
+               of QiD per bit first
+    random     the best of --trials random assignments on the calibration text
+    measured   the assignment, and --draws random ones of equal budget, on the
+               evaluation text
+    exit       0 done, 2 bad input, 130 stopped (no file is written)
     """
     from bayesqid import files
     from bayesqid.measure import assign, mix_run
