@@ -80,8 +80,8 @@ docs: setup  ## write docs/cli.md and the outputs shown in README.md and docs/ a
 site: setup  ## the documentation as a site in site/; a dead link fails
 	$(BIN)/mkdocs build
 
-fuzz: setup  ## fuzz every parser, MINUTES=10 each
-	$(BIN)/python -W ignore fuzz/run.py --minutes $(or $(MINUTES),10)
+fuzz: setup  ## fuzz every parser, MINUTES=10 each, JOBS=1 at once
+	$(BIN)/python -W ignore fuzz/run.py --minutes $(or $(MINUTES),10) --jobs $(or $(JOBS),1)
 	$(BIN)/python docs/make_reliability.py
 
 compat: setup  ## the base install on the lowest and the newest versions, Python 3.12 and 3.13

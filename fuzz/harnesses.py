@@ -230,7 +230,7 @@ def _small(name: str) -> bytes:
         path = Path(place) / "small.nc"
         if name == "measurements":
             whole = measurements.read(bundled.data_dir() / "tiny.nc")
-            files.write_netcdf(whole.isel(checkpoint=[0, 1], document=slice(0, 3), recipe=slice(0, 3)), path)
+            files.write_netcdf(whole.isel(checkpoint=[0, 1], document=slice(0, 3), recipe=slice(0, 2)), path)
         elif name == "cells":
             files.write_netcdf(_positive(sources.read_cells("tiny")), path)
         else:

@@ -193,7 +193,7 @@ def drawn(nats, recipes, tokens, status=None) -> xr.Dataset:
     """Measurements of checkpoints c0, c1... whose baseline has no loss; added nats (checkpoint, recipe, document)."""
     ids = {f"f/a@c{i}": CHECKPOINTS["f/a@1"] for i in range(len(nats))}
     documents = {f"d{i}": 40 for i in range(len(tokens))}
-    manifest = {"suite": "toy", "protocol": {"text": "toy text", "context": 256}}
+    manifest = {"suite": "toy", "protocol": {"text": "toy text", "context": 256}, "device": "cpu"}
     data = measurements.empty(ids, [NONE, *map(parse, recipes)], documents, manifest)
     data["tokens"].values[:] = tokens
     data["nats"].values[:, 0] = 0.0

@@ -1,5 +1,6 @@
 """The fuzzing harnesses accept their own seeds; in make soak each runs for ten minutes (MINUTES=10)."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from bayesqid import bundled
 
 FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
 
@@ -49,3 +52,24 @@ def test_every_parser_stands_ten_minutes_of_fuzzing(harnesses, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "fuzz.jsonl").read_text().splitlines()]
     assert {row["parser"] for row in rows} == set(harnesses.HARNESSES), done.stderr[-2000:]
     assert not any(row["crashes"] for row in rows), done.stdout
+
+
+HEADER = (bundled.data_dir() / "published_qid.csv").read_bytes().splitlines(keepends=True)[0]
+# what fuzzing found, cut down to what made it crash
+FOUND = {
+    "counts of left-out rows that are no JSON": ("attributes", b"cells excluded\nno json"),
+    "measurements without the unquantized model": ("attributes", b"measurements recipe\nrtn-w3"),
+    "a row with more values than the header": ("check", HEADER + b"OPT" + b"," * (HEADER.count(b",") + 1) + b"\n"),
+    "no row with a perplexity": ("check", HEADER + b"OPT" + b"," * HEADER.count(b",") + b"\n"),
+    "a list for a column": ("mapping", b'[columns]\nmodel = "name"\nppl_q = "p"\n[baseline]\ncolumn = ["kind"]\n'
+                                       b'value = "fp16"\n\n=====\nname,p,kind\nm,3,fp16\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_what_once_crashed_is_refused_or_read(harnesses, tmp_path, what):
+    from bayesqid.errors import BadInput
+
+    name, data = FOUND[what]
+    with contextlib.suppress(BadInput):
+        harnesses.HARNESSES[name].call(data, tmp_path)

@@ -182,6 +182,11 @@ def test_what_is_no_table_is_refused(tmp_path, content):
         check.check(tmp_path / "nothing.csv")
 
 
+def test_a_row_without_values_is_told_of_and_breaks_nothing(tmp_path):
+    problems = found(tmp_path, [dict.fromkeys(rows()[0], "")])
+    assert "Row 1: family is empty." in problems
+
+
 def test_the_atlas_has_the_findings_that_its_datasheet_names_and_no_other():
     problems = check.check(bundled.data_dir() / "published_qid.csv")
     assert [problem.split(": ")[0] for problem in problems] == ["Rows 37 and 38", "Rows 123, 124, 125 and 126"]

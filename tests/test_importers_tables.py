@@ -99,7 +99,11 @@ def test_an_unknown_method_is_kept_without_generation(table):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([HEAD.replace("family,", ""), ROW], ["mine.csv", "'family'"]),
+        ([HEAD.replace("family,", ""), ROW.replace("mine,", "")], ["mine.csv", "'family'"]),
+        # pandas alone would take the first values for names of rows and move every column by one
+        ([HEAD.replace("family,", ""), ROW], ["mine.csv", "more values than its header"]),
+        ([HEAD, ROW + ",7,8"], ["mine.csv", "more values than its header"]),
+        ([HEAD + ", bits", ROW + ",4"], ["mine.csv", "'bits' twice"]),
         (["family,model,method,bits", "a,b,rtn,4"], ["mine.csv", "'qid'", "ppl_fp"]),
         ([HEAD], ["mine.csv", "no rows"]),
         ([HEAD, ROW, ROW.replace("3e11", "-3e11")], ["row 2", "line 3", "train_tokens", "-3e11"]),

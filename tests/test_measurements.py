@@ -14,7 +14,7 @@ CHECKPOINTS = {
     "f/a@1": {"family": "f", "model": "a", "revision": "1", "train_tokens": 10, "seed": None},
     "f/a@2": {"family": "f", "model": "a", "revision": "2", "train_tokens": 20, "seed": 3, "lr_fraction": 0.5},
 }
-MANIFEST = {"suite": "toy", "protocol": {"context": 64}}
+MANIFEST = {"suite": "toy", "device": "cpu", "protocol": {"context": 64}}
 
 
 def empty(names=tuple(CHECKPOINTS), recipes=RECIPES) -> xr.Dataset:

@@ -1,5 +1,6 @@
 """Sweeps on real Ray clusters of local processes; each node has a raylet and workers of its own."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -42,16 +43,17 @@ def started[Made](start: Callable[[], Made]) -> Made:
 
 
 class Nodes:
-    """A cluster of a head that measures nothing and nodes that do, and its address."""
+    """A cluster of a head that measures nothing and nodes that do, and its address; what a node has may be given."""
 
-    def __init__(self, count: int, **system: object) -> None:
+    def __init__(self, count: int, *more_nodes: dict, **system: object) -> None:
         from ray.cluster_utils import Cluster
 
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         head = NODE | {"num_cpus": 0, "include_dashboard": False}
         more = {"_system_config": system} if system else {}
         self.cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head | more))
-        self.nodes = [started(lambda: self.cluster.add_node(**NODE)) for _ in range(count)]
+        nodes = [NODE] * count + [NODE | one for one in more_nodes]
+        self.nodes = [started(lambda one=one: self.cluster.add_node(**one)) for one in nodes]
         self.address = self.cluster.address
 
     def __enter__(self) -> "Nodes":
@@ -66,7 +68,7 @@ class Nodes:
 
 
 def telling(log: Path, seconds: float = 0.0, killed: str = "", times: int = 0) -> Callable:
-    """What a worker does, told: a line for each cell that is saved, one for each checkpoint begun.
+    """What a worker does, told: a line for each cell that is saved, one for each checkpoint begun, two for each task.
 
     A checkpoint takes some seconds more once its beginning is told, and one of a name ends its process the first times.
     """
@@ -103,9 +105,12 @@ def telling(log: Path, seconds: float = 0.0, killed: str = "", times: int = 0) -
                 tell("saved", one.id, name)
 
         checkpoint.prepare, checkpoint.write_part = prepare, write_part
+        at = (task.checkpoint.id, ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        tell("from", *at, time.monotonic())
         try:
             return ray_engine._work(sweep, task, threads, probe)
         finally:
+            tell("to", *at, time.monotonic())
             checkpoint.prepare, checkpoint.write_part = inner_prepare, inner_write
 
     return work
@@ -189,7 +194,7 @@ def test_without_ray_its_extra_is_named(monkeypatch):
 def test_no_cluster_at_an_address_is_said(short, tmp_path):
     with pytest.raises(BadInput, match=r"no Ray cluster at 127\.0\.0\.1:9"):
         run.run(short, tmp_path / "m.nc", cluster=ray_engine.Cluster("127.0.0.1:9", 0.0))
-    assert not (tmp_path / "m.nc").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_a_worker_does_not_see_is_said(tmp_path):
@@ -280,6 +285,34 @@ def test_a_task_that_fills_its_nodes_memory_is_ended_by_ray_and_run_again(suite,
     assert filled.exists()
     same(data, whole)
     each_cell_once(log, suite, output)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("gpus", "at_once"), [(1.0, 1), (0.5, 2)])
+def test_a_worker_has_its_gpu_or_its_share_of_one(suite, whole, tmp_path, monkeypatch, gpus, at_once):
+    # the GPUs are declared, not there: what is tested is who is told to use which
+    log, output = tmp_path / "log", tmp_path / "m.nc"
+    monkeypatch.setattr(ray_engine, "_work", telling(log, seconds=1.5))
+    with Nodes(1, {"num_gpus": 2, "num_cpus": 4}) as nodes:
+        data = run.run(plan(suite), output, cluster=ray_engine.Cluster(nodes.address, gpus))
+        assert {node for _, node, *_ in told(log, "from")} == {nodes.nodes[1].node_id}, "not where no GPU is"
+    same(data, whole)
+    each_cell_once(log, suite, output)
+    assert {gpu for *_, gpu, _ in told(log, "from")} == {"0", "1"}, "each sees one alone, and all are used"
+    for wanted in "01":
+        moments = [(float(moment), step) for kind, step in (("from", 1), ("to", -1))
+                   for *_, gpu, moment in told(log, kind) if gpu == wanted]  # fmt: skip
+        busy = list(itertools.accumulate(step for _, step in sorted(moments)))
+        assert max(busy) == at_once
+
+
+@pytest.mark.soak
+def test_without_gpus_a_worker_sees_none(suite, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setattr(ray_engine, "_work", telling(log))
+    with Nodes(0, {"num_gpus": 1}) as nodes:
+        run.run(plan(suite), tmp_path / "m.nc", cluster=ray_engine.Cluster(nodes.address, 0.0))
+    assert {tuple(one[2:-1]) for one in told(log, "from")} <= {(), ("-1",)}
 
 
 @pytest.mark.soak

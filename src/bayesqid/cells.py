@@ -114,9 +114,9 @@ def _over_draws(data: xr.Dataset) -> xr.Dataset:
         # the baseline is no draw and stands as it is
         mean = drawn[kept].where(ok | (recipe.method == "none")).mean("recipe")
         status = xr.where(ok.any("recipe"), measurements.OK, drawn["status"].max("recipe"))
-        one = {"status": status, "draws": ok.sum("recipe"),
-               "lost": (drawn["status"] == measurements.FAILED).sum("recipe"),
-               "spread": drawn["qid"].where(ok).std("recipe", ddof=1)}  # fmt: skip
+        draws, qid = ok.sum("recipe"), drawn["qid"].where(ok)
+        one = {"status": status, "draws": draws, "lost": (drawn["status"] == measurements.FAILED).sum("recipe"),
+               "spread": np.sqrt(((qid - qid.mean("recipe")) ** 2).sum("recipe") / (draws - 1).where(draws > 1))}
         merged.append(mean.assign(one).expand_dims(recipe=[str(recipe)]))
     return xr.concat(merged, "recipe").assign(tokens=data["tokens"])
 
@@ -274,9 +274,10 @@ def from_file(data: xr.Dataset, source: Mapping[str, object]) -> xr.Dataset:
         raise BadInput(f"{source['name']} does not count the rows left out by reason and family: make it again.")
     flat = [name for name in needed if data[name].dims != ("cell",)]
     texts = [name for name in TEXTS if data[name].dtype.kind not in "OUT"]
-    numbers = [name for name in (*NUMBERS, *FLAGS, *VALUES)
+    numbers = [name for name in (*NUMBERS, *VALUES)
                if name in data.variables and data[name].dtype.kind not in "biuf"]  # fmt: skip
-    odd = [*flat, *texts, *numbers]
+    truths = [name for name in (*FLAGS, "censored") if data[name].dtype.kind != "b"]
+    odd = [*flat, *texts, *numbers, *truths]
     if odd:
         raise BadInput(f"{source['name']} holds {odd[0]} in another form than cells have: make it again.")
     return data.assign_attrs(sources=json.dumps([dict(source)]))
@@ -321,8 +322,8 @@ def check(cells: xr.Dataset, latent_tokens: bool = False) -> xr.Dataset:
     Training tokens may be missing where they are `latent_tokens`. Cells that repeat each other are refused, and data
     without a single QiD above zero, which no law in ln QiD can follow.
     """
-    if cells.attrs.get("schema") != SCHEMA:
-        raise BadInput(f"The data have schema {cells.attrs.get('schema')!r}, not {SCHEMA}: make the file again.")
+    if (found := files.schema_of(cells)) != SCHEMA:
+        raise BadInput(f"The data have schema {found!r}, not {SCHEMA}: make the file again.")
     if cells.sizes["cell"] == 0:
         raise BadInput("No cell is left after the exclusions: measure or import some first.")
     for name in ("n_params_nonembedding", "train_tokens", "effective_bits", "qid_se", "headroom", "ctx_len"):

@@ -99,6 +99,12 @@ def _first(fault: Exception) -> str:
     return (printable(str(fault)).strip().splitlines() or [type(fault).__name__])[0][:120]
 
 
+def schema_of(data: "xr.Dataset | xr.DataTree") -> str | None:
+    """The schema that a file says it has, as text whatever it holds."""
+    found = data.attrs.get("schema")
+    return None if found is None else str(found)
+
+
 def sha256_bytes(content: bytes) -> str:
     """Hexadecimal SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()

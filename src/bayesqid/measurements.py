@@ -111,14 +111,36 @@ def _calibration(recipe: Recipe, protocol: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(CALIBRATION, values if recipe.calibrated else ("", 0, -1), strict=True))
 
 
+# how a variable may lie in memory, by what stands for it in the tables above
+KINDS = {object: "OUT", int: "biu", float: "biuf", bool: "biu", np.int8: "biu"}
+
+
+def _forms() -> dict[str, tuple[tuple[str, ...], str]]:
+    """Dims and letters of numpy's kinds of every variable that a file may hold."""
+    by_dims = {("checkpoint",): CHECKPOINT, ("recipe",): RECIPE | CALIBRATION, _CELL: CELL}
+    kinds = {name: (dims, kind[0] if isinstance(kind, tuple) else kind)
+             for dims, table in by_dims.items() for name, kind in table.items()}  # fmt: skip
+    kinds |= dict.fromkeys(SCORES, (DIMS, float)) | {name: ((name,), object) for name in DIMS}
+    kinds |= {name: (dims, float) for name, (dims, *_) in LANDSCAPE.items()}
+    kinds |= {"tokens": (("checkpoint", "document"), int), "bytes": (("document",), int)}
+    return {name: (dims, KINDS[kind]) for name, (dims, kind) in kinds.items()}
+
+
 def validate(data: xr.Dataset, where: str | Path = "the dataset") -> xr.Dataset:
     """The same Dataset if it is one of measurements, else `BadInput` naming `where`."""
-    if data.attrs.get("schema") != SCHEMA:
-        raise BadInput(f"{where} is not a measurements file (schema {data.attrs.get('schema')!r}): make it anew.")
+    if (found := files.schema_of(data)) != SCHEMA:
+        raise BadInput(f"{where} is not a measurements file (schema {found!r}): make it anew.")
     needed = {*SCORES, *CELL, *CHECKPOINT, *RECIPE, *CALIBRATION, "tokens", "bytes", *DIMS} - {*LATER}
     absent = sorted(needed - set(map(str, data.variables)))
     if absent or "manifest" not in data.attrs:
         raise BadInput(f"{where} lacks {(absent or ['its manifest'])[0]}: measure it again.")
+    odd = [name for name, (dims, kinds) in _forms().items() if name in data.variables
+           and (data[name].dims != dims or data[name].dtype.kind not in kinds)]  # fmt: skip
+    if odd:
+        raise BadInput(f"{where} holds {odd[0]} in another form than measurements have: measure it again.")
+    if not data.sizes["recipe"]:
+        raise BadInput(f"{where} holds no recipe: measure it again.")
+    manifest(data, where)
     ids = data.indexes["checkpoint"]
     if not ids.is_unique or not data.indexes["recipe"].is_unique:
         raise BadInput(f"{where} holds a checkpoint or recipe twice: measure it again.")
@@ -150,9 +172,14 @@ def _plain_texts(data: xr.Dataset) -> xr.Dataset:
     return data
 
 
-def manifest(data: xr.Dataset) -> dict[str, Any]:
+def manifest(data: xr.Dataset, where: str | Path = "the dataset") -> dict[str, Any]:
     """How the measurements were made: suite, protocol, versions, device."""
-    return json.loads(data.attrs["manifest"])
+    told = files.json_of(str(data.attrs["manifest"]), f"The manifest of {where}")
+    kinds = {"suite": str, "protocol": dict, "device": str}
+    odd = [name for name, kind in kinds.items() if not isinstance(told, dict) or not isinstance(told.get(name), kind)]
+    if odd or not isinstance(told["protocol"].get("landscape", {}), dict):
+        raise BadInput(f"The manifest of {where} does not tell its {[*odd, 'landscape'][0]}: measure it again.")
+    return told
 
 
 def merge(frame: xr.Dataset, parts: Iterable[xr.Dataset]) -> xr.Dataset:
@@ -219,11 +246,17 @@ def loss(data: xr.Dataset) -> xr.DataArray:
 
 def loss16(data: xr.Dataset) -> xr.DataArray:
     """Mean loss of the unquantized model, nats per token, (checkpoint)."""
-    return loss(data).sel(recipe="none", drop=True)
+    return _baseline(loss(data))
+
+
+def _baseline(values: xr.DataArray) -> xr.DataArray:
+    if "none" not in values.indexes["recipe"]:
+        raise BadInput("The measurements lack the recipe 'none', the model unquantized: measure it as well.")
+    return values.sel(recipe="none", drop=True)
 
 
 def _differences(data: xr.Dataset) -> xr.DataArray:
-    return data["nats"] - data["nats"].sel(recipe="none", drop=True)
+    return data["nats"] - _baseline(data["nats"])
 
 
 def qid(data: xr.Dataset) -> xr.DataArray:

@@ -129,8 +129,7 @@ def read(path: str | None = None, brief: bool = False) -> Posterior:
     """
     where, origin = locate(path)
     tree = files.open_tree(where, PER_CELL if brief else ())
-    if tree.attrs.get("schema") != SCHEMA:
-        found = tree.attrs.get("schema")
+    if (found := files.schema_of(tree)) != SCHEMA:
         raise BadInput(f"{where} has schema {found!r}, not {SCHEMA}: give a file that `bayesqid sample` wrote.")
     absent = [name for name in GROUPS if name not in tree.children] + [name for name in ATTRS if name not in tree.attrs]
     if absent:

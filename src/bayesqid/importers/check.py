@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bayesqid import bundled, files, methods
+from bayesqid import bundled, methods
 from bayesqid.errors import BadInput
 from bayesqid.importers import repeats, schema, tables
 
@@ -65,17 +65,7 @@ def _all(steps: Iterable[Callable[["Found"], list[str]]], text: Table, data: str
 
 
 def _read(path: Path) -> Table:
-    import pandas as pd
-
-    if not path.is_file():
-        raise BadInput(f"There is no table {path}: give the path of a CSV file.")
-    try:
-        # as it stands: a name that ends in .gz would have pandas unpack it to any size
-        text = pd.read_csv(files.sized(path, files.MOST_TABLE, "table"), dtype=str, keep_default_na=False,
-                           compression=None)  # fmt: skip
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as fault:
-        raise BadInput(f"{path.name} cannot be read as CSV: {str(fault).splitlines()[0]}.") from None
-    text.columns = text.columns.str.strip()
+    text = tables.read_csv(path)
     return text.apply(lambda column: column.str.strip())
 
 
@@ -277,7 +267,8 @@ def _unknown_names(found: Found) -> list[str]:
 
 def _flagged(frame: Table, flags: Iterable[str]) -> Column:
     wanted = set(flags)
-    return frame["flags"].str.split(";").map(lambda held: bool(wanted & set(held)))
+    # a table without rows would give a column of objects, which picks columns, not rows
+    return frame["flags"].str.split(";").map(lambda held: bool(wanted & set(held))).astype(bool)
 
 
 def _say(bad: Column, what: str) -> list[str]:

@@ -86,32 +86,34 @@ def _mapping(path: Path) -> dict[str, dict[str, Any]]:
 def _table(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
+    if path.suffix.casefold() != ".parquet":
+        return tables.read_csv(path, formats.MOST_BYTES, "\t" if path.suffix == ".tsv" else ",")
     if path.stat().st_size > formats.MOST_BYTES:
         raise BadInput(f"{path} has more than {formats.MOST_BYTES / 2**20:.0f} MiB: import fewer rows.")
     try:
-        if path.suffix.casefold() == ".parquet":
-            from pyarrow import parquet
+        from pyarrow import parquet
 
-            held = parquet.read_metadata(path)
-            # columns packed to nothing on disk take their room in memory
-            if held.num_rows * held.num_columns > MOST_VALUES:
-                raise BadInput(f"{path} has more than {MOST_VALUES} values: import fewer rows.")
-            return _as_text(pd.read_parquet(path, engine="pyarrow"))
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep="\t" if path.suffix == ".tsv" else ",")
+        held = parquet.read_metadata(path)
+        # columns packed to nothing on disk take their room in memory
+        if held.num_rows * held.num_columns > MOST_VALUES:
+            raise BadInput(f"{path} has more than {MOST_VALUES} values: import fewer rows.")
+        frame = pd.read_parquet(path, engine="pyarrow")
     except ImportError:
         raise BadInput(f"{path.name} is Parquet, which pyarrow reads: pip install pyarrow, or give a CSV.") from None
     except BadInput:
         raise
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as fault:
+    except (ValueError, OSError) as fault:
         raise BadInput(f"{path.name} cannot be read as a table: {str(fault).splitlines()[0][:120]}.") from None
-    frame.columns = frame.columns.astype(str).str.strip()
-    if not frame.columns.is_unique:
-        raise BadInput(f"{path.name} names the column {frame.columns[frame.columns.duplicated()][0]!r} twice.")
-    return frame
-
-
-def _as_text(frame: "pd.DataFrame") -> "pd.DataFrame":
-    return frame.astype(object).map(lambda value: formats.written(value)).rename(columns=str)
+    # what was the index of a table when it was saved is a column to read
+    text = (
+        frame.reset_index(drop=isinstance(frame.index, pd.RangeIndex))
+        .astype(object)
+        .map(formats.written)
+        .rename(columns=str)
+    )
+    if not text.columns.is_unique:
+        raise BadInput(f"{path.name} names the column {text.columns[text.columns.duplicated()][0]!r} twice.")
+    return text
 
 
 def _renamed(text: "pd.DataFrame", mapping: dict[str, dict[str, Any]], name: str) -> "pd.DataFrame":
@@ -173,12 +175,11 @@ def _losses(ours: "pd.DataFrame", units: dict[str, str], name: str) -> "pd.DataF
     return ours.drop(columns=[column for column in ("loss", "loss_fp") if column in ours])
 
 
-def _without_baselines(
-    ours: "pd.DataFrame", text: "pd.DataFrame", said: dict[str, Any], name: str
-) -> "pd.DataFrame":
+def _without_baselines(ours: "pd.DataFrame", text: "pd.DataFrame", said: dict[str, Any], name: str) -> "pd.DataFrame":
     """The other rows with `ppl_fp` from the baseline row that agrees with them in the columns of `match`."""
     column, value, match = said.get("column"), said.get("value"), said.get("match", ["model"])
-    if column not in text or value is None or not isinstance(match, list) or not match:
+    named = isinstance(column, str) and isinstance(match, list) and all(isinstance(one, str) for one in match)
+    if not named or column not in text or value is None or not match:
         raise BadInput("[baseline] needs column (theirs), value, and match, a list of our columns that a row shares "
                        "with its baseline, e.g. match = [\"model\", \"eval_dataset\"].")  # fmt: skip
     lacking = [one for one in match if one not in ours]

@@ -33,6 +33,6 @@ def read_cells(name: str, extras: Collection[str] = ()) -> xr.Dataset:
     if path.suffix == ".csv":
         return mixed.read(path, source, extras)
     data = files.open_dataset(path)
-    if data.attrs.get("schema") == cells.SCHEMA:
+    if files.schema_of(data) == cells.SCHEMA:
         return cells.from_file(data, source)
     return cells.from_measurements(measurements.read(path), source)

@@ -69,20 +69,37 @@ def read_table(path: str | Path) -> "pd.DataFrame":
     Needs the columns family, model, method, bits and qid (nats per token) or ppl_fp and ppl_q; sizes, tokens
     and vocabularies that are left out are looked up by model name. Raises BadInput naming column or row.
     """
-    import pandas as pd
-
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"There is no table {path}: give the path of a CSV file.")
-    try:
-        text = pd.read_csv(files.sized(path, files.MOST_TABLE, "table"), dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as fault:
-        raise BadInput(f"{path.name} cannot be read as CSV: {str(fault).splitlines()[0]}.") from None
-    text.columns = text.columns.str.strip()
+    text = read_csv(path)
     _check_columns(text, path.name)
     frame = _typed(text, path.name)
     _check_rows(frame, text, path.name)
     return derive(_look_up_missing(frame))
+
+
+def read_csv(path: Path, most: int = files.MOST_TABLE, separator: str = ",") -> "pd.DataFrame":
+    """A CSV as text, "" where a row ends early; `BadInput` if it is none, or has values or columns without a name.
+
+    With more values in a row than names in the header pandas would take the first ones for the rows' names, and every
+    column would hold its neighbour's values.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise BadInput(f"There is no table {path}: give the path of a CSV file.")
+    try:
+        # as it stands: a name that ends in .gz would have pandas unpack it to any size
+        text = pd.read_csv(files.sized(path, most, "table"), dtype=str, keep_default_na=False, sep=separator,
+                           compression=None)  # fmt: skip
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as fault:
+        raise BadInput(f"{path.name} cannot be read as CSV: {str(fault).splitlines()[0][:120]}.") from None
+    if not isinstance(text.index, pd.RangeIndex):
+        raise BadInput(f"{path.name} has rows with more values than its header has names: name every column, "
+                       "and quote values that hold a comma.")  # fmt: skip
+    text.columns = text.columns.astype(str).str.strip()
+    if not text.columns.is_unique:
+        raise BadInput(f"{path.name} names the column {text.columns[text.columns.duplicated()][0]!r} twice.")
+    return text.fillna("")
 
 
 def derive(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -128,9 +145,7 @@ def decimals(text: "pd.DataFrame", column: str) -> Column:
 def _check_columns(text: "pd.DataFrame", name: str) -> None:
     missing = [column for column in REQUIRED if column not in text]
     if missing:
-        raise BadInput(
-            f"{name} has no column {missing[0]!r}: a table needs {', '.join(REQUIRED)} and a loss."
-        )
+        raise BadInput(f"{name} has no column {missing[0]!r}: a table needs {', '.join(REQUIRED)} and a loss.")
     if "qid" not in text and not {"ppl_fp", "ppl_q"} <= set(text):
         raise BadInput(f"{name} has no loss: add the column 'qid' (nats per token), or 'ppl_fp' and 'ppl_q'.")
     if text.empty:
@@ -272,9 +287,7 @@ def _weigh(frame: "pd.DataFrame") -> None:
     frame["headroom"] = np.log(frame["vocab_size"].fillna(VOCABULARY)) - frame["loss16"]
     printed = np.exp(frame["loss16"])
     steps_q, steps_fp = 10.0 ** -frame["ppl_q_decimals"], 10.0 ** -frame["ppl_fp_decimals"]
-    rounding: Column = np.hypot(steps_q / (printed * np.exp(frame["qid"])), steps_fp / printed) / math.sqrt(
-        12
-    )
+    rounding: Column = np.hypot(steps_q / (printed * np.exp(frame["qid"])), steps_fp / printed) / math.sqrt(12)
     unprinted = frame["qid_se"].isna() * RATIO_ROUNDING
     rounding = rounding.where(frame["ppl_q"].notna() & frame["ppl_fp"].notna(), unprinted)
     frame["qid_se_total"] = np.hypot(rounding, frame["qid_se"].fillna(PROTOCOL_FLOOR))

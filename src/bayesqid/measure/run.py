@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.synchronize import Event
@@ -178,6 +179,9 @@ def write_merged(plan: Plan, output: Path, mirror: store.Mirror | None, owner: s
             files.write_netcdf(merged(plan, output), output)
             if mirror is not None:
                 store.write(mirror.place, mirror.place.name, output.read_bytes())
+    if not output.exists():
+        with suppress(OSError):  # what a run that measured nothing leaves: an empty folder
+            parts_folder(output).rmdir()
 
 
 def run(
