@@ -81,17 +81,27 @@ def measure(
 
     \b
     Protocol, written into the file:
-    text         documents cut to --max-bytes, each behind the tokenizer's bos (else eos) token
-    windows      --context tokens, side by side, never across documents; a short last one starts earlier
-    score        every token once, in nats; float32 weights and logits (--dtype), sums in float64
-    pairs        the same tokens in the same batches before and after; documents are the clusters
-    results      QiD, both KL divergences, top-1 agreement, bits per byte, each with its standard error
-    quantized    all linear layers of the blocks, not embeddings and head; weights only
-    calibration  --calibration-windows windows of other documents, in an order drawn with a seed
-    landscape    with --landscape: SQNR, slope and curvature along the rounding error, Hessian trace, flatness
-    identity     weight files hashed into SUITE.lock, copies refused, safetensors only, no remote code
-    failures     kept with their reason, tried again only with --retry-failed; finished cells are never lost
-    together     runs on several machines may share an output: each checkpoint is measured by one of them
+    text         documents cut to --max-bytes, each behind a bos (else eos) token
+    windows      --context tokens, side by side, never across documents; a short
+                 last one starts earlier
+    score        every token once, in nats; float32 weights and logits
+                 (--dtype), sums in float64
+    pairs        the same tokens in the same batches before and after; documents
+                 are the clusters
+    results      QiD, both KL divergences, top-1 agreement, bits per byte, each
+                 with its standard error
+    quantized    all linear layers of the blocks, not embeddings and head;
+                 weights only
+    calibration  --calibration-windows windows of other documents, in an order
+                 drawn with a seed
+    landscape    with --landscape: SQNR, slope and curvature along the rounding
+                 error, Hessian trace, flatness
+    identity     weight files hashed into SUITE.lock, copies refused,
+                 safetensors only, no remote code
+    failures     kept with their reason, tried again only with --retry-failed;
+                 finished cells are never lost
+    together     runs on several machines may share an output: each checkpoint
+                 is measured by one of them
     exit         0 measured, 2 bad input, 3 some cells failed, 130 stopped
     """
     import json

@@ -223,10 +223,7 @@ def to_cells(found: Found, name: str) -> xr.Dataset:
         reasons = ", ".join(sorted({reason for reason, _ in found.left_out})) or "there are no results in it"
         raise BadInput(f"Nothing in {first.name} can be used: {reasons}.")
     text = pd.DataFrame(found.rows).map(written)
-    tables._check_columns(text, first.name)
-    frame = tables._typed(text, first.name)
-    tables._check_rows(frame, text, first.name)
-    derived = tables.derive(tables._look_up_missing(frame))
+    derived = tables.read_rows(text, first.name)
     made = cells.from_table(derived, source)
     kept = derived["default"].astype(bool).to_numpy()
     for column in (column for column in CARRIED if column in text):

@@ -70,10 +70,14 @@ def read_table(path: str | Path) -> "pd.DataFrame":
     and vocabularies that are left out are looked up by model name. Raises BadInput naming column or row.
     """
     path = Path(path)
-    text = read_csv(path)
-    _check_columns(text, path.name)
-    frame = _typed(text, path.name)
-    _check_rows(frame, text, path.name)
+    return read_rows(read_csv(path), path.name)
+
+
+def read_rows(text: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    """As `read_table`, for a table in memory whose values are texts; `name` is told when something is wrong."""
+    _check_columns(text, name)
+    frame = _typed(text, name)
+    _check_rows(frame, text, name)
     return derive(_look_up_missing(frame))
 
 
