@@ -269,6 +269,18 @@ def test_one_text_that_stands_for_thousands_is_refused_before_it_fills_the_memor
 # Checkpoints
 
 
+def test_a_text_said_to_be_longer_than_the_file_is_refused_before_its_memory_is_taken(tmp_path):
+    path = tmp_path / "x.nc"
+    files.write_netcdf(xr.Dataset({"name": ("row", np.array(["one", "two"], dtype=object))}), path)
+    with h5py.File(path) as file:
+        start = file["name"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    assert content[start : start + 4] == (3).to_bytes(4, "little")
+    content[start : start + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    refused(files.open_dataset, path, says="a text longer than the file")
+
+
 @pytest.fixture
 def model(tmp_path):
     """A small sound checkpoint, and a canary that hostile code would leave behind."""

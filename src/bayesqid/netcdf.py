@@ -136,11 +136,26 @@ def _values(item: h5py.Dataset, counted: Counted) -> np.ndarray:
     # text of a fixed length is an array of characters, whose last dimension decode_cf joins
     if not text or text.length is not None:
         return np.asarray(item[()])
+    _refuse_endless(item, counted)
     # no text is longer than the file, but a thousand may be the same one
     rows = max(1, AT_ONCE // counted.on_disk // max(1, math.prod(item.shape[1:])))
     if item.ndim == 0 or rows >= len(item):
         return _texts(item.asstr()[()], counted)
     return np.concatenate([_texts(item.asstr()[start : start + rows], counted) for start in range(0, len(item), rows)])
+
+
+def _refuse_endless(item: h5py.Dataset, counted: Counted) -> None:
+    """Raise ValueError where a text says that it is longer than the file; HDF5 takes that memory before it looks.
+
+    A text stands elsewhere in the file; the variable holds its length (4 bytes) and place. Read here only where they
+    lie in one piece, as h5netcdf and netCDF4 write them; in chunks one text can take 4 GiB for a moment.
+    """
+    start = item.id.get_offset()
+    if start is not None and item.size and item.file.id.get_create_plist().get_sizes()[0] == 8:
+        texts = np.fromfile(item.file.filename, [("length", "<u4"), ("place", "<u8"), ("number", "<u4")], item.size,
+                            offset=start)  # fmt: skip
+        if int(texts["length"].max(initial=0)) > counted.on_disk:
+            raise ValueError(f"{item.name!r:.40} has a text longer than the file")
 
 
 def _texts(found: Any, counted: Counted) -> np.ndarray:

@@ -20,7 +20,9 @@ BUNDLED = "posterior.nc"
 # what an answer reads of a posterior
 GROUPS = ("posterior", "prior", "constant_data", "cells")
 ATTRS = ("law", "model", "checks")
-NEEDED = {"mu", "sd", "theta", "covariate", "spread", "tau", "lam"}
+# over what every law's draws are, besides chain and draw
+OVER = {"mu": ("term",), "sd": ("term",), "theta": ("term", "family"), "covariate": ("covariate_name",),
+        "spread": ("effect",), "tau": ("generation",), "lam": ()}  # fmt: skip
 CENTERS = {"center_x_N", "center_x_D"}
 # what only reports and sensitivity read
 PER_CELL = ("log_likelihood", "posterior_predictive", "observed_data", "sample_stats")
@@ -136,7 +138,7 @@ def read(path: str | None = None, brief: bool = False) -> Posterior:
         raise BadInput(f"{where} lacks {absent[0]}: sample it again.")
     try:
         whole = _whole(tree)
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
         whole = False
     if not whole:
         raise BadInput(f"{where} is damaged: its law, draws or cells do not fit together; sample it again.")
@@ -150,9 +152,16 @@ def _whole(tree: xr.DataTree) -> bool:
     labels = {"term": law.term_names, "covariate_name": [c.name for c in law.covariates],
               "effect": [e.name for e in law.effects]}  # fmt: skip
     fit = all(list(sample[dim].values) == list(names) for dim, names in labels.items())
-    fit &= set(sample.data_vars) >= NEEDED and {"mu", "sd"} <= set(tree["prior"].data_vars)
+    fit &= set(sample.data_vars) >= set(OVER) and {"mu", "sd"} <= set(tree["prior"].data_vars)
     fit &= {effect.name for effect in law.effects} <= set(sample.data_vars)
-    fit &= set(tree["constant_data"].data_vars) >= CENTERS
+    over = OVER | {effect.name: (effect.by,) for effect in law.effects}
+    for group in (sample, tree["prior"].to_dataset()):
+        fit &= all(set(group[name].dims) == {"chain", "draw", *dims} for name, dims in over.items() if name in group)
+        fit &= all(group.sizes.values()) and all(index.is_unique for index in group.indexes.values())
+    known = tree["constant_data"].to_dataset()
+    fit &= set(known.data_vars) >= CENTERS and all(known[name].dims == ("family",) for name in CENTERS)
+    fit &= known.sizes["family"] == sample.sizes["family"]
+    fit &= all(isinstance(tree.attrs.get(name, ""), str) for name in (*ATTRS, "drivers", "extras"))
     finite = all(np.isfinite(values.to_numpy().astype(float)).all() for values in sample.data_vars.values())
     return fit and finite and isinstance(json.loads(tree.attrs["checks"]), dict)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bayesqid import files
 from bayesqid.errors import BadInput
 from bayesqid.measure import packing
 from bayesqid.recipe import METHODS, Recipe, parse
@@ -27,9 +28,14 @@ class Packed(NamedTuple):
 GPTQ = {"gptq": Packed("stream", 1), "gptq_v2": Packed("stream", 0), "gptq_p": Packed("planes", 0)}
 # llm-compressor's name for what quantized the weights -> method
 MODIFIERS = {"GPTQModifier": "gptq", "QuantizationModifier": "rtn", "AWQModifier": "awq"}
+# bytes of a recipe.yaml
+MOST_RECIPE = 2**20
 # settings that other algorithms than GPTQ leave in files of GPTQ's format
 OTHERS = ("autoround_version", "auto_round_version", "iters", "provider")
 OTHERS_META = ("gptaq", "foem", "weight_only", "preprocessors")
+# settings that are read further, and what they must be
+FORMS = {"meta": dict, "dynamic": dict, "config_groups": dict, "sparsity_config": dict, "transform_config": dict,
+         "quant_method": str, "format": str, "checkpoint_format": str}  # fmt: skip
 
 
 def _recipe(where: Path, method: str, bits: Any, group: Any, symmetric: bool, act: bool) -> Recipe:
@@ -138,11 +144,11 @@ def compressed_recipe(where: Path, settings: Settings, method: str | None) -> Re
     schemes = list((settings.get("config_groups") or {}).values())
     weights = [scheme["weights"] for scheme in schemes if isinstance(scheme, dict) and scheme.get("weights")]
     keys = ("num_bits", "type", "symmetric", "strategy", "group_size", "actorder")
-    kinds = {tuple(one.get(key) for key in keys) for one in weights}
-    if len(kinds) != 1 or len(weights) != len(schemes):
+    found = [[one.get(key) for key in keys] for one in weights if isinstance(one, dict)]
+    if len(found) != len(schemes) or not found or any(one != found[0] for one in found):
         raise BadInput(f"{where} has other settings for some layers: recipes have one for all layers.")
-    bits, kind, symmetric, strategy, group, actorder = kinds.pop()
-    strategy = strategy or ("group" if group and group > 0 else "channel")
+    bits, kind, symmetric, strategy, group, actorder = found[0]
+    strategy = strategy or ("group" if type(group) is int and group > 0 else "channel")
     if kind != "int" or strategy not in ("group", "channel"):
         raise BadInput(f"{where} has {kind} weights scaled per {strategy}: only int per group or channel can be read.")
     more = {
@@ -166,7 +172,7 @@ def _modifier(where: Path) -> str | None:
     file = where / "recipe.yaml"
     if not file.is_file():
         return None
-    named = set(re.findall(r"\b(\w+Modifier)\b", file.read_text(encoding="utf-8")))
+    named = set(re.findall(r"\b(\w+Modifier)\b", files.read_text(file, MOST_RECIPE)))
     if len(named) != 1 or not named <= set(MODIFIERS):
         raise _unknown(where, f"was made by {' and '.join(sorted(named)) or 'nothing'}, as its recipe.yaml says")
     return MODIFIERS[named.pop()]
@@ -231,6 +237,10 @@ _GPTQ = Kind(("qweight", "qzeros", "scales"), ("g_idx",), gptq_recipe, gptq_weig
 
 def kind(where: Path, settings: Settings) -> Kind:
     """How a quantized checkpoint stores its layers; `BadInput` for formats that cannot be read."""
+    odd = [key for key, form in FORMS.items() if settings.get(key) is not None and not isinstance(settings[key], form)]
+    if odd:
+        raise BadInput(f"{where} has {str(settings[odd[0]])[:60]!r} for {odd[0]} in its quantization settings: "
+                       "restore them.")  # fmt: skip
     method = settings.get("quant_method", "gptq" if "bits" in settings else None)
     if method == "gptq":
         return _GPTQ
