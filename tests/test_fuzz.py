@@ -61,7 +61,7 @@ FOUND = {
     "measurements without the unquantized model": ("attributes", b"measurements recipe\nrtn-w3"),
     "a row with more values than the header": ("check", HEADER + b"OPT" + b"," * (HEADER.count(b",") + 1) + b"\n"),
     "no row with a perplexity": ("check", HEADER + b"OPT" + b"," * HEADER.count(b",") + b"\n"),
-    "a text for GPTQ's meta": ("checkpoint", b'{"quantization_config": {"bits": 4, "quant_method": "gptq", "meta": "x"}}'),
+    "a text for GPTQ's meta": ("checkpoint", b'{"quantization_config": {"bits": 4, "meta": "x"}}'),
     "a list for GPTQ's format": ("checkpoint", b'{"quantization_config": {"bits": 4, "checkpoint_format": [1]}}'),
     "a list for a column": ("mapping", b'[columns]\nmodel = "name"\nppl_q = "p"\n[baseline]\ncolumn = ["kind"]\n'
                                        b'value = "fp16"\n\n=====\nname,p,kind\nm,3,fp16\n'),
