@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -243,6 +245,8 @@ BAD = {
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_plain_sentence_and_leaves_nothing(line, bayesqid, bad, monkeypatch):
+    if line.startswith("measure"):
+        pytest.importorskip("torch")
     monkeypatch.chdir(bad)
     monkeypatch.setattr(files, "open_tree", read_once)  # the good posterior takes most of a second
     before = tree(bad)
@@ -257,6 +261,22 @@ def test_bad_input_is_one_plain_sentence_and_leaves_nothing(line, bayesqid, bad,
     assert BAD[line] in sentence
     assert sentence.rstrip("'").endswith((".", "?"))
     assert tree(bad) == before
+
+
+def test_packages_that_only_measuring_needs_are_those_of_its_extra():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = [re.match(r"[\w-]+", one)[0] for one in project["optional-dependencies"]["measure"]]
+    assert sorted(extra) == sorted(cli.OF_MEASURE)
+
+
+@pytest.mark.parametrize("line", ["measure", "measure tiny --recipes rtn-w3", "mix ./nowhere --budget 3"])
+def test_without_torch_its_extra_is_named(tmp_path, line):
+    code = "import sys; sys.modules['torch'] = None; from bayesqid import cli; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], text=True, capture_output=True, cwd=tmp_path,
+                          check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "bayesqid: this needs torch, which is not installed: pip install 'bayesqid[measure]'.\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_file_in_the_folder_is_not_passed_over(bayesqid, tmp_path):
@@ -415,6 +435,7 @@ def same_cells(one: xr.Dataset, other: xr.Dataset) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_model_of_ones_own_from_its_folder_to_a_projection(bayesqid, tmp_path):
+    pytest.importorskip("torch")
     place = LADDER / "tiny-neox-25k" / "step244"
     code, out, err = bayesqid(
         "measure", place, "--family", "mine", "--tokens", "1e6", "--tokenizer", LADDER / "tokenizer",

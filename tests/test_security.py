@@ -269,6 +269,22 @@ def test_one_text_that_stands_for_thousands_is_refused_before_it_fills_the_memor
 # Checkpoints
 
 
+def test_a_heap_that_hdf5_would_read_for_ever_is_refused(tmp_path):
+    path = tmp_path / "x.nc"
+    files.write_netcdf(xr.Dataset({"name": ("row", np.array(["one", "two"], dtype=object))}), path)
+    content = bytearray(path.read_bytes())
+    heap = here = content.index(b"GCOL\x01")
+    here += 16
+    while int.from_bytes(content[here : here + 2], "little"):
+        here += 16 + -(-int.from_bytes(content[here + 8 : here + 16], "little") // 8) * 8
+    free = int.from_bytes(content[here + 8 : here + 16], "little")
+    assert here + free == heap + int.from_bytes(content[heap + 8 : heap + 16], "little"), "the rest of the heap"
+    for size in (0, 8, free + 8, 2**64 - 8):
+        content[here + 8 : here + 16] = size.to_bytes(8, "little")
+        path.write_bytes(content)
+        refused(files.open_dataset, path, says="its texts are damaged")
+
+
 def test_a_text_said_to_be_longer_than_the_file_is_refused_before_its_memory_is_taken(tmp_path):
     path = tmp_path / "x.nc"
     files.write_netcdf(xr.Dataset({"name": ("row", np.array(["one", "two"], dtype=object))}), path)

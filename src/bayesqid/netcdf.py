@@ -6,7 +6,9 @@ all read at once, and that machinery takes longer than the rest of an answer, im
 
 import math
 from collections.abc import Collection, Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import h5py
@@ -18,6 +20,7 @@ import xarray as xr
 _REFERENCES = {"REFERENCE_LIST", "DIMENSION_LIST"}
 _OF_SCALES = {"NAME", "_Netcdf4Dimid"}
 _LAYOUT = {"CLASS", "_Netcdf4Coordinates", "_NCProperties", "_nc3_strict"} | _OF_SCALES
+_HEAP, _SIZE, _OBJECT = b"GCOL\x01", Struct("<Q"), Struct("<H6xQ")
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
 
 
@@ -40,13 +43,35 @@ def open_tree(path: str | Path, leave: Collection[str] = ()) -> xr.DataTree:
     not need: links and values in other files, filters from plugins, types but numbers and text, and more than fits.
     """
     with h5py.File(path, "r") as file:
+        _refuse_endless_heaps(file)
         return xr.DataTree.from_dict(_read(file, Counted(file), leave))
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
     """The file's top level in memory; what is below it is not read. Exceptions as for `open_tree`."""
     with h5py.File(path, "r") as file:
+        _refuse_endless_heaps(file)
         return _read(file, Counted(file), None)["/"]
+
+
+def _refuse_endless_heaps(file: h5py.File) -> None:
+    """Raise ValueError where a heap of texts says of one of its objects that it takes no room, or more than there is.
+
+    HDF5 (2.0) goes from object to object by their sizes, and for ever where one is 0. A heap is "GCOL", version, three
+    bytes, its size, then objects: number (0: free), count, four bytes, size, and their bytes filled up to eights.
+    """
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        raise ValueError("its places are not of 8 bytes")
+    with open(file.filename, "rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as held:
+        heap = held.find(_HEAP)
+        while heap >= 0:
+            here, end = heap + 16, heap + _SIZE.unpack_from(held, heap + 8)[0]
+            while here + _OBJECT.size <= min(end, len(held)):
+                number, size = _OBJECT.unpack_from(held, here)
+                here += _OBJECT.size + (size + 7 & ~7) if number else size
+                if here > end or (size < _OBJECT.size and not number):
+                    raise ValueError("its texts are damaged")
+            heap = held.find(_HEAP, heap + 8)
 
 
 class Counted:
@@ -151,7 +176,7 @@ def _refuse_endless(item: h5py.Dataset, counted: Counted) -> None:
     lie in one piece, as h5netcdf and netCDF4 write them; in chunks one text can take 4 GiB for a moment.
     """
     start = item.id.get_offset()
-    if start is not None and item.size and item.file.id.get_create_plist().get_sizes()[0] == 8:
+    if start is not None and item.size:
         texts = np.fromfile(item.file.filename, [("length", "<u4"), ("place", "<u8"), ("number", "<u4")], item.size,
                             offset=start)  # fmt: skip
         if int(texts["length"].max(initial=0)) > counted.on_disk:

@@ -158,6 +158,9 @@ def _whole(tree: xr.DataTree) -> bool:
     for group in (sample, tree["prior"].to_dataset()):
         fit &= all(set(group[name].dims) == {"chain", "draw", *dims} for name, dims in over.items() if name in group)
         fit &= all(group.sizes.values()) and all(index.is_unique for index in group.indexes.values())
+        fit &= all(values.dtype.kind in "biuf" for values in group.data_vars.values())
+        # what has no labels would be asked for by place
+        fit &= all(dim in group.coords and group[dim].dtype.kind in "OUT" for dim in {*group.dims} - {"chain", "draw"})
     known = tree["constant_data"].to_dataset()
     fit &= set(known.data_vars) >= CENTERS and all(known[name].dims == ("family",) for name in CENTERS)
     fit &= known.sizes["family"] == sample.sizes["family"]

@@ -27,6 +27,9 @@ COMMANDS = {
 SHORT = (*COMMANDS["What will quantization cost?"], *COMMANDS["What do a model's losses tell of its training?"], "next",
          "replicate")  # fmt: skip
 
+# packages that only measuring needs, and `pip install bayesqid` does not bring
+OF_MEASURE = ("torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "obstore", "filelock")
+
 
 def function(name: str) -> Any:
     """What a command calls, or the Typer of its own commands; Python's own words stand as `next_` and `import_`."""
@@ -94,6 +97,12 @@ def main() -> None:
     except (BrokenPipeError, SystemExit):  # Typer's way too when the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in OF_MEASURE:
+            raise
+        _say(f"bayesqid: this needs {missing}, which is not installed: pip install 'bayesqid[measure]'.")
+        code = 2
     except OSError as error:
         where = error.filename or "A file"
         _say(f"bayesqid: {where} cannot be read or written ({error.strerror or error}): name another or mend this one.")

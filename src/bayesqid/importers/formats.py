@@ -11,7 +11,7 @@ import xarray as xr
 
 from bayesqid import cells, files, recipe, suite
 from bayesqid.errors import BadInput
-from bayesqid.importers import tables
+from bayesqid.importers import mixed, tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,7 +224,7 @@ def to_cells(found: Found, name: str) -> xr.Dataset:
         raise BadInput(f"Nothing in {first.name} can be used: {reasons}.")
     text = pd.DataFrame(found.rows).map(written)
     derived = tables.read_rows(text, first.name)
-    made = cells.from_table(derived, source)
+    made = mixed.with_shares(cells.from_table(derived, source), derived, first.name)
     kept = derived["default"].astype(bool).to_numpy()
     for column in (column for column in CARRIED if column in text):
         known: tables.Column = pd.to_numeric(text[column].where(text[column] != ""), errors="coerce")

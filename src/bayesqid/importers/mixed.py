@@ -35,7 +35,11 @@ def read(path: Path, source: Mapping[str, object], extras: Collection[str] = ())
     A table without the first is one of plain recipes (`cells.from_table`).
     """
     table = tables.with_extras(tables.read_table(path), extras)
-    found = cells.from_table(table, source)
+    return with_shares(cells.from_table(table, source), table, path.name)
+
+
+def with_shares(found: xr.Dataset, table: "pd.DataFrame", name: str) -> xr.Dataset:
+    """Cells of a derived table with the part of the weights that it says is quantized, if it says so."""
     if "quantized_fraction" not in table:
         return found
     kept: pd.DataFrame = table.loc[table["default"].astype(bool).to_numpy()]
@@ -43,5 +47,5 @@ def read(path: Path, source: Mapping[str, object], extras: Collection[str] = ())
              for name in ("granularity", "assignment") if name in kept}  # fmt: skip
     blank = {name: np.full(len(kept), quantized_share.PLAIN[name], dtype=object)
              for name in ("granularity", "assignment")}  # fmt: skip
-    columns = {"quantized_fraction": shares(kept, path.name), **blank, **texts}
+    columns = {"quantized_fraction": shares(kept, name), **blank, **texts}
     return found.assign_coords({name: ("cell", values) for name, values in columns.items()})
