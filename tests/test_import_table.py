@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayesqid import cells
+from bayesqid import cells, quantized_share
 from bayesqid.errors import BadInput
 from bayesqid.importers import sources, tables
 from importing import HERE, excluded, read
@@ -63,6 +63,31 @@ def test_cells_survive_a_table_and_its_mapping(tmp_path, name, ending):
         # the headroom is derived anew, and the atlas keeps it to six digits only
         close = 1e-5 if column == "headroom" and name == "atlas" else 1e-9
         np.testing.assert_allclose(after[column], before[column], rtol=close, atol=1e-12, err_msg=column)
+
+
+@pytest.mark.parametrize("name", ["mixed", "mixed-tiny"])
+def test_the_share_of_the_weights_comes_back_from_a_table(tmp_path, name):
+    before = sources.read_cells(name)
+    before.reset_coords().to_dataframe().to_csv(tmp_path / "cells.csv", index=False)
+    more = "".join(f'{column} = "{column}"\n' for column in quantized_share.PLAIN)
+    (tmp_path / "map.toml").write_text(BACK.replace("[units]", f"{more}[units]"))
+    after = read(tmp_path / "cells.csv", mapping=tmp_path / "map.toml")
+    assert after.sizes == before.sizes
+    np.testing.assert_allclose(after["quantized_fraction"], before["quantized_fraction"], rtol=1e-12)
+    assert (before["quantized_fraction"] < 1).any()
+    for column in ("granularity", "assignment"):
+        np.testing.assert_array_equal(after[column], before[column], err_msg=column)
+
+
+def test_an_unknown_granularity_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "family,model,method,bits,qid,n_params_nonembedding,train_tokens,quantized_fraction,granularity\n"
+        "mine,m1,rtn,3,0.2,1e9,1e11,0.9,matmul\nmine,m1,rtn,3,0.1,1e9,1e11,0.5,matmuls\n"
+    )
+    with pytest.raises(BadInput, match=r"t\.csv, row 2 \(line 3\): granularity = matmuls is unknown.*layer or matmul"):
+        read(tmp_path / "t.csv")
+    with pytest.raises(BadInput, match="granularity = matmuls"):
+        sources.read_cells(str(tmp_path / "t.csv"))
 
 
 def test_a_mapping_brings_bits_per_token_and_its_baselines_into_place():

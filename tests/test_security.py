@@ -269,6 +269,13 @@ def test_one_text_that_stands_for_thousands_is_refused_before_it_fills_the_memor
 # Checkpoints
 
 
+def test_an_attribute_that_is_no_text_of_unicode_is_refused(tmp_path):
+    path = tmp_path / "x.nc"
+    files.write_netcdf(xr.Dataset(attrs={"manifest": '{"suite": "????"}'}), path)
+    path.write_bytes(path.read_bytes().replace(b"????", b"\xff\xff\xff\xff"))
+    refused(files.open_dataset, path, says="utf-8")
+
+
 def test_a_heap_that_hdf5_would_read_for_ever_is_refused(tmp_path):
     path = tmp_path / "x.nc"
     files.write_netcdf(xr.Dataset({"name": ("row", np.array(["one", "two"], dtype=object))}), path)

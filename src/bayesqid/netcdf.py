@@ -218,7 +218,7 @@ def _of(item: h5py.Group | h5py.Dataset, name: str, counted: Counted) -> Any:
     held: Any = np.zeros(shape, kind)
     one.read(held)
     if text:
-        plain = [value.decode("utf-8", "surrogateescape") for value in held.flat]
+        plain = [value.decode() for value in held.flat]
         return plain[0] if not shape else np.array(plain, dtype=object).reshape(shape)
     return held[()] if held.ndim == 0 else held
 

@@ -154,19 +154,24 @@ def _whole(tree: xr.DataTree) -> bool:
     fit = all(list(sample[dim].values) == list(names) for dim, names in labels.items())
     fit &= set(sample.data_vars) >= set(OVER) and {"mu", "sd"} <= set(tree["prior"].data_vars)
     fit &= {effect.name for effect in law.effects} <= set(sample.data_vars)
-    over = OVER | {effect.name: (effect.by,) for effect in law.effects}
-    for group in (sample, tree["prior"].to_dataset()):
-        fit &= all(set(group[name].dims) == {"chain", "draw", *dims} for name, dims in over.items() if name in group)
-        fit &= all(group.sizes.values()) and all(index.is_unique for index in group.indexes.values())
-        fit &= all(values.dtype.kind in "biuf" for values in group.data_vars.values())
-        # what has no labels would be asked for by place
-        fit &= all(dim in group.coords and group[dim].dtype.kind in "OUT" for dim in {*group.dims} - {"chain", "draw"})
+    fit &= _laid_out(sample, law) and _laid_out(tree["prior"].to_dataset(), law)
     known = tree["constant_data"].to_dataset()
     fit &= set(known.data_vars) >= CENTERS and all(known[name].dims == ("family",) for name in CENTERS)
     fit &= known.sizes["family"] == sample.sizes["family"]
+    fit &= set(sample["family"].values) <= set(tree["cells"]["family"].values)
     fit &= all(isinstance(tree.attrs.get(name, ""), str) for name in (*ATTRS, "drivers", "extras"))
     finite = all(np.isfinite(values.to_numpy().astype(float)).all() for values in sample.data_vars.values())
     return fit and finite and isinstance(json.loads(tree.attrs["checks"]), dict)
+
+
+def _laid_out(group: xr.Dataset, law: laws.Law) -> bool:
+    """Whether a group holds numbers over the dims of the law's own, each with labels that are texts and unique."""
+    over = OVER | {effect.name: (effect.by,) for effect in law.effects}
+    labelled = [name for name in group.dims if name not in ("chain", "draw")]
+    fit = all(set(group[name].dims) == {"chain", "draw", *dims} for name, dims in over.items() if name in group)
+    fit &= all(group.sizes.values()) and all(index.is_unique for index in group.indexes.values())
+    fit &= all(values.dtype.kind in "biuf" for values in group.data_vars.values())
+    return fit and all(name in group.coords and group[name].dtype.kind in "OUT" for name in labelled)
 
 
 def flatten(sample: xr.Dataset) -> xr.Dataset:

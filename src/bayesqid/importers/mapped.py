@@ -14,6 +14,7 @@ from bayesqid import files
 from bayesqid.errors import BadInput
 from bayesqid.importers import formats, tables
 from bayesqid.importers.formats import Found, Given
+from bayesqid.quantized_share import PLAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +31,8 @@ DIFFERENCES = {"nats": 1.0, "bits": math.log(2), "log10": math.log(10)}
 # our column -> the table of units it may be in
 UNITS: dict[str, dict[str, Any]] = {"loss": LOSSES, "loss_fp": LOSSES, "qid": DIFFERENCES, "qid_se": DIFFERENCES}
 COLUMNS = (
-    *tables.REQUIRED, *tables.NUMBERS, *tables.BOOLEANS, *formats.CARRIED, "loss", "loss_fp", "checkpoint", "source",
-    "eval_dataset", "lr_phase", "notes", "kind", "flags", "duplicate_kind",
+    *tables.REQUIRED, *tables.NUMBERS, *tables.BOOLEANS, *formats.CARRIED, *PLAIN, "loss", "loss_fp", "checkpoint",
+    "source", "eval_dataset", "lr_phase", "notes", "kind", "flags", "duplicate_kind",
 )  # fmt: skip
 
 

@@ -45,6 +45,13 @@ def with_shares(found: xr.Dataset, table: "pd.DataFrame", name: str) -> xr.Datas
     kept: pd.DataFrame = table.loc[table["default"].astype(bool).to_numpy()]
     texts = {name: kept[name].fillna("").astype(str).str.strip().to_numpy().astype(object)
              for name in ("granularity", "assignment") if name in kept}  # fmt: skip
+    known = {"granularity": quantized_share.GRANULARITIES, "assignment": quantized_share.ASSIGNMENTS}
+    for column, values in texts.items():
+        odd = np.flatnonzero(~np.isin(values.astype(str), ["", *known[column]]))
+        if odd.size:
+            row = kept.index[odd[0]] + 1
+            raise BadInput(f"{name}, row {row} (line {row + 1}): {column} = {values[odd[0]]:.40} is unknown: it may be "
+                           f"empty, {' or '.join(known[column])}.")  # fmt: skip
     blank = {name: np.full(len(kept), quantized_share.PLAIN[name], dtype=object)
              for name in ("granularity", "assignment")}  # fmt: skip
     columns = {"quantized_fraction": shares(kept, name), **blank, **texts}
