@@ -157,6 +157,7 @@ def _whole(tree: xr.DataTree) -> bool:
     fit &= _laid_out(sample, law) and _laid_out(tree["prior"].to_dataset(), law)
     known = tree["constant_data"].to_dataset()
     fit &= set(known.data_vars) >= CENTERS and all(known[name].dims == ("family",) for name in CENTERS)
+    fit &= all(np.isfinite(one.to_numpy().astype(float)).all() for one in known.data_vars.values())
     fit &= known.sizes["family"] == sample.sizes["family"]
     fit &= set(sample["family"].values) <= set(tree["cells"]["family"].values)
     fit &= all(isinstance(tree.attrs.get(name, ""), str) for name in (*ATTRS, "drivers", "extras"))
