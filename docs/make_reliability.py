@@ -7,23 +7,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
+LONG = 600
 BETWEEN = re.compile(r"(?<=<!-- fuzz -->\n).*?(?=<!-- /fuzz -->)", re.DOTALL)
 
 
 def table() -> str:
-    """One line per parser: its longest run, and the crashes ever found."""
+    """One line per parser: its last run of ten minutes, or its last one, and what was found in all of them."""
     rows: dict[str, list[dict]] = {}
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         rows.setdefault(record["parser"], []).append(record)
-    lines = ["| parser | minutes | of a processor | executions | features | crashes | ever found |",
+    lines = ["| parser | minutes | of a processor | executions | features | crashes | in earlier runs |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, runs in sorted(rows.items()):
-        longest = max(runs, key=lambda run: run["seconds"])
-        lines.append(f"| {name} | {longest['seconds'] / 60:.1f} | {longest.get('cpu_seconds', 0) / 60:.1f} "
-                     f"| {longest['executions']:,} | {longest['features']:,} "
-                     f"| {len(longest['crashes']) + longest['ended']} "
-                     f"| {sum(len(run['crashes']) + run['ended'] for run in runs)} |")  # fmt: skip
+        last = ([run for run in runs if run["seconds"] >= LONG] or runs)[-1]
+        lines.append(f"| {name} | {last['seconds'] / 60:.1f} | {last.get('cpu_seconds', 0) / 60:.1f} "
+                     f"| {last['executions']:,} | {last['features']:,} "
+                     f"| {len(last['crashes']) + last['ended']} "
+                     f"| {sum(len(run['crashes']) + run['ended'] for run in runs if run is not last)} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -148,7 +148,7 @@ def read(path: str | None = None, brief: bool = False) -> Posterior:
 def _whole(tree: xr.DataTree) -> bool:
     """Whether the draws are finite numbers under the law's own labels, and the cells usable; netCDF has no checksum."""
     law, sample = law_of(tree), tree["posterior"].to_dataset()
-    cells.check(tree["cells"].to_dataset())
+    fitted = cells.check(cells.from_file(tree["cells"].to_dataset(), {"name": "The cells in the posterior"}))
     labels = {"term": law.term_names, "covariate_name": [c.name for c in law.covariates],
               "effect": [e.name for e in law.effects]}  # fmt: skip
     fit = all(list(sample[dim].values) == list(names) for dim, names in labels.items())
@@ -159,7 +159,7 @@ def _whole(tree: xr.DataTree) -> bool:
     fit &= set(known.data_vars) >= CENTERS and all(known[name].dims == ("family",) for name in CENTERS)
     fit &= all(np.isfinite(one.to_numpy().astype(float)).all() for one in known.data_vars.values())
     fit &= known.sizes["family"] == sample.sizes["family"]
-    fit &= set(sample["family"].values) <= set(tree["cells"]["family"].values)
+    fit &= set(sample["family"].values) <= set(fitted["family"].values)
     fit &= all(isinstance(tree.attrs.get(name, ""), str) for name in (*ATTRS, "drivers", "extras"))
     finite = all(np.isfinite(values.to_numpy().astype(float)).all() for values in sample.data_vars.values())
     return fit and finite and isinstance(json.loads(tree.attrs["checks"]), dict)
