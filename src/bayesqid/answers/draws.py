@@ -156,8 +156,8 @@ def _whole(tree: xr.DataTree) -> bool:
     fit &= {effect.name for effect in law.effects} <= set(sample.data_vars)
     fit &= _laid_out(sample, law) and _laid_out(tree["prior"].to_dataset(), law)
     known = tree["constant_data"].to_dataset()
-    fit &= set(known.data_vars) >= CENTERS and all(known[name].dims == ("family",) for name in CENTERS)
-    fit &= all(np.isfinite(one.to_numpy().astype(float)).all() for one in known.data_vars.values())
+    fit &= set(known.data_vars) >= CENTERS and all(known.variables[name].dims == ("family",) for name in CENTERS)
+    fit &= all(np.isfinite(known.variables[name].values.astype(float)).all() for name in CENTERS)
     fit &= known.sizes["family"] == sample.sizes["family"]
     fit &= set(sample["family"].values) <= set(fitted["family"].values)
     fit &= all(isinstance(tree.attrs.get(name, ""), str) for name in (*ATTRS, "drivers", "extras"))
@@ -168,11 +168,11 @@ def _whole(tree: xr.DataTree) -> bool:
 def _laid_out(group: xr.Dataset, law: laws.Law) -> bool:
     """Whether a group holds numbers over the dims of the law's own, each with labels that are texts and unique."""
     over = OVER | {effect.name: (effect.by,) for effect in law.effects}
-    labelled = [name for name in group.dims if name not in ("chain", "draw")]
-    fit = all(set(group[name].dims) == {"chain", "draw", *dims} for name, dims in over.items() if name in group)
+    held, labelled = group.variables, [name for name in group.dims if name not in ("chain", "draw")]
+    fit = all(set(held[name].dims) == {"chain", "draw", *dims} for name, dims in over.items() if name in held)
     fit &= all(group.sizes.values()) and all(index.is_unique for index in group.indexes.values())
-    fit &= all(values.dtype.kind in "biuf" for values in group.data_vars.values())
-    return fit and all(name in group.coords and group[name].dtype.kind in "OUT" for name in labelled)
+    fit &= all(held[name].dtype.kind in "biuf" for name in held if name not in group.coords)
+    return fit and all(name in group.coords and held[name].dtype.kind in "OUT" for name in labelled)
 
 
 def flatten(sample: xr.Dataset) -> xr.Dataset:
