@@ -134,8 +134,9 @@ def validate(data: xr.Dataset, where: str | Path = "the dataset") -> xr.Dataset:
     absent = sorted(needed - set(map(str, data.variables)))
     if absent or "manifest" not in data.attrs:
         raise BadInput(f"{where} lacks {(absent or ['its manifest'])[0]}: measure it again.")
-    odd = [name for name, (dims, kinds) in _forms().items() if name in data.variables
-           and (data[name].dims != dims or data[name].dtype.kind not in kinds)]  # fmt: skip
+    held = data.variables
+    odd = [name for name, (dims, kinds) in _forms().items()
+           if name in held and (held[name].dims != dims or held[name].dtype.kind not in kinds)]  # fmt: skip
     if odd:
         raise BadInput(f"{where} holds {odd[0]} in another form than measurements have: measure it again.")
     if not data.sizes["recipe"]:

@@ -63,13 +63,15 @@ def _refuse_endless_heaps(file: h5py.File) -> None:
     if file.id.get_create_plist().get_sizes() != (8, 8):
         raise ValueError("its places are not of 8 bytes")
     with open(file.filename, "rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as held:
-        heap = held.find(_HEAP)
+        # heaps within heaps would have the same bytes read again and again
+        heap, left = held.find(_HEAP), len(held) // _OBJECT.size
         while heap >= 0:
             here, end = heap + 16, heap + _SIZE.unpack_from(held, heap + 8)[0]
             while here + _OBJECT.size <= min(end, len(held)):
                 number, size = _OBJECT.unpack_from(held, here)
                 here += _OBJECT.size + (size + 7 & ~7) if number else size
-                if here > end or (size < _OBJECT.size and not number):
+                left -= 1
+                if here > end or (size < _OBJECT.size and not number) or left < 0:
                     raise ValueError("its texts are damaged")
             heap = held.find(_HEAP, heap + 8)
 

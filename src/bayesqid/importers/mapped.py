@@ -106,12 +106,8 @@ def _table(path: Path) -> "pd.DataFrame":
     except (ValueError, OSError) as fault:
         raise BadInput(f"{path.name} cannot be read as a table: {str(fault).splitlines()[0][:120]}.") from None
     # what was the index of a table when it was saved is a column to read
-    text = (
-        frame.reset_index(drop=isinstance(frame.index, pd.RangeIndex))
-        .astype(object)
-        .map(formats.written)
-        .rename(columns=str)
-    )
+    frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    text = frame.astype(object).map(formats.written).rename(columns=str)
     if not text.columns.is_unique:
         raise BadInput(f"{path.name} names the column {text.columns[text.columns.duplicated()][0]!r} twice.")
     return text
