@@ -113,6 +113,7 @@ def test_several_at_once_give_what_one_after_another_gives(suite, tmp_path, whol
 
 
 COMMAND = """
+import signal
 import sys
 from pathlib import Path
 import torch
@@ -120,6 +121,7 @@ torch.set_num_threads(1)
 from bayesqid.measure import plan, run
 facts = dict(family=None, tokens=None, lr_phase="unknown", called=None)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
     settings = dict(max_bytes=200, calibration_windows=6)
     made = plan.make(sys.argv[1], None, "cpu", settings, facts)
     try:
