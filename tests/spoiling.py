@@ -10,16 +10,18 @@ import xarray as xr
 from bayesqid import files
 
 
+def _put(data: xr.Dataset, name: str, change: Callable[[xr.Variable], xr.Variable]) -> xr.Dataset:
+    """The Dataset with one variable changed; an index goes first, since it would not let its dimension change."""
+    made = change(data[name].variable.to_base_variable())
+    rest = data.drop_vars(name)
+    return rest.assign_coords({name: made}) if name in rest.dims else rest.assign({name: made})
+
+
 def _values(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[xr.Dataset, str], xr.Dataset]:
-    """A variable with other values of the same shape; an index is dropped first and rebuilt where xarray can."""
-
-    def spoil(data: xr.Dataset, name: str) -> xr.Dataset:
-        variable = data[name].variable.to_base_variable()
-        made = xr.Variable(variable.dims, change(variable.values), variable.attrs)
-        data = data.drop_vars(name)
-        return data.assign_coords({name: made}) if name in data.dims else data.assign({name: made})
-
-    return spoil
+    """A variable with other values of the same shape."""
+    return lambda data, name: _put(
+        data, name, lambda variable: xr.Variable(variable.dims, change(variable.values), variable.attrs)
+    )
 
 
 def _first(value: object) -> Callable[[np.ndarray], np.ndarray]:
@@ -32,19 +34,16 @@ def _first(value: object) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _flat(data: xr.Dataset, name: str) -> xr.Dataset:
-    return data.assign({name: data[name].drop_vars(name, errors="ignore").isel({data[name].dims[-1]: 0}, drop=True)})
+    return _put(data, name, lambda variable: variable.isel({variable.dims[-1]: 0}))
 
 
 def _deep(data: xr.Dataset, name: str) -> xr.Dataset:
-    variable = data[name].variable.to_base_variable()
-    rest = data.drop_vars(name)
-    return rest.assign({name: variable.expand_dims("more")})
+    return _put(data, name, lambda variable: variable.expand_dims("more"))
 
 
 def _along(data: xr.Dataset, name: str) -> xr.Dataset:
-    variable = data[name].variable.to_base_variable()
-    rest = data.drop_vars(name)
-    return rest.assign({name: xr.Variable([f"{one}_other" for one in variable.dims], variable.values, variable.attrs)})
+    return _put(data, name, lambda variable: xr.Variable(
+        [f"{one}_other" for one in variable.dims], variable.values, variable.attrs))  # fmt: skip
 
 
 # name -> what it does to a variable
