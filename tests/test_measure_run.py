@@ -21,20 +21,15 @@ from bayesqid.measure import checkpoint as one
 from bayesqid.measure import plan as planning
 from bayesqid.measure.quantizers import gptq
 from bayesqid.recipe import effective_bits, parse
+from tinymodels import NO_FACTS, same
 
 MODELS = {"neox1": ("neox", 1), "llama2": ("llama", 2), "opt3": ("opt", 3), "gpt4": ("gpt2", 4)}
 RECIPES = ["rtn-w3", "rtn-w4-g32", "gptq-w3"]
 SETTINGS = {"max_bytes": 200, "calibration_windows": 6}
-NO_FACTS = {"family": None, "tokens": None, "lr_phase": "unknown", "called": None}
 
 
 def plan(suite: Path, recipes: list[str] | None = None, **settings) -> planning.Plan:
     return planning.make(str(suite), recipes, "cpu", SETTINGS | settings, NO_FACTS)
-
-
-def same(one: xr.Dataset, other: xr.Dataset) -> None:
-    """Identical but for how the measuring was called."""
-    xr.testing.assert_identical(one.drop_attrs(deep=False), other.drop_attrs(deep=False))
 
 
 @pytest.fixture(scope="module")

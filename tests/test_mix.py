@@ -16,10 +16,10 @@ from bayesqid.errors import BadInput
 from bayesqid.measure import assign, blocks, calibrate, layers, loss, mix, mix_run, mix_search, run, text, together
 from bayesqid.measure import plan as planning
 from bayesqid.recipe import NONE, parse
+from tinymodels import NO_FACTS
 
 SHAPES = [{f"{depth}.qkv": (96, 32), f"{depth}.out": (32, 32), f"{depth}.up": (64, 32), f"{depth}.down": (32, 64)}
           for depth in range(4)]  # fmt: skip
-NO_FACTS = {"family": None, "tokens": None, "lr_phase": "unknown", "called": None}
 TEXTS = [text.Document(name, said) for name, said in tinymodels.documents(3, 6)]
 
 

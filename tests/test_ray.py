@@ -20,7 +20,8 @@ import tinymodels
 from bayesqid import measurements
 from bayesqid.errors import BadInput
 from bayesqid.measure import ray_engine, run
-from test_store import bucket, plan, same  # noqa: F401
+from test_store import bucket, plan  # noqa: F401
+from tinymodels import same
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bayesqid[ray]'")
 

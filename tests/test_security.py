@@ -18,6 +18,7 @@ from bayesqid.errors import BadInput
 from bayesqid.importers import sources
 from bayesqid.measure import hub, load, lock, saved, text
 from fakehub import commit
+from test_suite import MINIMAL
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -44,30 +45,7 @@ def run(*words, folder: Path) -> subprocess.CompletedProcess:
 # Suites, mappings, laws, assignments: TOML
 
 
-MINE = """
-name = "mine"
-title = "Mine"
-recipes = ["rtn-w4"]
-[text]
-evaluation = "eval.jsonl"
-calibration = "calibration.jsonl"
-context = 128
-[schedule.flat]
-kind = "constant"
-status = "verified"
-[[run]]
-family = "mine"
-revision = "step{step}"
-schedule = "flat"
-steps = { list = [10] }
-[[model]]
-hub = "me/mine-1b"
-n_params = 1100
-n_params_nonembedding = 1000
-vocab_size = 100
-tokens_per_step = 7
-status = "verified"
-"""
+MINE = MINIMAL.replace("start = 10, stop = 30, every = 10", "list = [10]")
 
 
 @pytest.mark.parametrize("old_new_says", [

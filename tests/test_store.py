@@ -23,19 +23,14 @@ from bayesqid.measure import checkpoint as one
 from bayesqid.measure import lock, run, store, turns
 from bayesqid.measure import plan as planning
 from bayesqid.measure.parts import parts_folder, stem
+from tinymodels import NO_FACTS, same
 
 MODELS = {"neox1": ("neox", 1), "opt3": ("opt", 3)}
 SETTINGS = {"max_bytes": 100, "calibration_windows": 4}
-NO_FACTS = {"family": None, "tokens": None, "lr_phase": "unknown", "called": None}
 
 
 def plan(suite: Path, recipes: list[str] | None = None, **settings) -> planning.Plan:
     return planning.make(str(suite), recipes, "cpu", SETTINGS | settings, NO_FACTS)
-
-
-def same(one: xr.Dataset, other: xr.Dataset) -> None:
-    """Identical but for how the measuring was called."""
-    xr.testing.assert_identical(one.drop_attrs(deep=False), other.drop_attrs(deep=False))
 
 
 def cells(parts: list[Path]) -> list[tuple[str, str]]:

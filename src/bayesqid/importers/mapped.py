@@ -89,8 +89,7 @@ def _table(path: Path) -> "pd.DataFrame":
 
     if path.suffix.casefold() != ".parquet":
         return tables.read_csv(path, formats.MOST_BYTES, "\t" if path.suffix == ".tsv" else ",")
-    if path.stat().st_size > formats.MOST_BYTES:
-        raise BadInput(f"{path} has more than {formats.MOST_BYTES / 2**20:.0f} MiB: import fewer rows.")
+    files.sized(path, formats.MOST_BYTES, "table")
     try:
         from pyarrow import parquet
 
